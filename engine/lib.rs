@@ -1,0 +1,11 @@
+//! medft-engine: fine-tunes and evaluates small language models on ICD-10 coding.
+pub mod backend;
+pub mod cli;
+pub mod data;
+pub mod evaluate;
+pub mod generate;
+pub mod model;
+pub mod report;
+pub mod study;
+pub mod text;
+pub mod train;

@@ -1,0 +1,2 @@
+//! The `medft-engine` program.
+fn main() {}
