@@ -59,7 +59,11 @@ pub struct Data {
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Source {
     /// A file of a dataset repository on the hub.
-    Hf { repo: String, file: String, revision: String },
+    Hf {
+        repo: String,
+        file: String,
+        revision: String,
+    },
     /// Comma-separated values with a header line.
     Csv { path: PathBuf, delimiter: char },
     /// One JSON object a line.
@@ -73,7 +77,10 @@ pub enum TextView {
     /// A whole column.
     Column { column: String },
     /// Named sections of a SOAP note, in this order.
-    Sections { column: String, sections: Vec<String> },
+    Sections {
+        column: String,
+        sections: Vec<String>,
+    },
 }
 
 /// What is replaced in the text before anybody reads it.

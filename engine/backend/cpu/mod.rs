@@ -1,1 +1,537 @@
-//! cpu
+//! The CPU backend: f32 arithmetic on all cores; the readable reference and a reasonable trainer of small models.
+//!
+//! Holds the [`Backend`] implementation, which only finds operands and calls the rooms beside it. Invariant: the same inputs give
+//! the same bits, whatever the number of threads.
+
+mod attention;
+mod dropout;
+mod gemm;
+mod linear;
+mod loss;
+mod matrix;
+mod simd;
+
+use super::{
+    AdamWStep, Backend, BackendError, Epilogue, Group, HeadBackward, Heads, Packed, Slot, Vector,
+    Weight,
+};
+use crate::model::checkpoint::Tensor;
+use linear::{Branch, Source, part, part_mut};
+use loss::Head;
+use medft_dsl::plan::Precision;
+use rayon::prelude::*;
+
+/// Elements of one task of an elementwise op.
+const CHUNK: usize = 1 << 14;
+
+/// The CPU, with rayon's global pool of threads.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Cpu;
+
+fn source<'a>(weight: &'a Weight<Cpu>, values: &'a [f32]) -> Source<'a> {
+    match weight {
+        Weight::Frozen(matrix) => Source::Frozen(matrix),
+        Weight::Trained(slot) => Source::Trained(part(values, *slot)),
+    }
+}
+
+fn vector<'a>(vector: &'a Vector<Cpu>, values: &'a [f32]) -> &'a [f32] {
+    match vector {
+        Vector::Frozen(v) => v,
+        Vector::Trained(slot) => part(values, *slot),
+    }
+}
+
+/// Rotates q and k columns to their positions (`sign` 1) or back (-1).
+fn rotate(heads: &Heads, batch: &Packed, sign: f64, qkv: &mut [f32]) {
+    let (half, width) = (heads.dim / 2, heads.qkv());
+    let positions: Vec<usize> = batch
+        .sequences
+        .iter()
+        .flat_map(|s| s.past..s.past + s.len)
+        .collect();
+    qkv.par_chunks_mut(width).zip(positions).for_each_init(
+        || (vec![0.0f32; half], vec![0.0f32; half]),
+        |(sin, cos), (row, position)| {
+            for i in 0..half {
+                let angle = position as f64 * heads.inv_freq[i];
+                (sin[i], cos[i]) = ((sign * angle.sin()) as f32, angle.cos() as f32);
+            }
+            for head in row[..(heads.queries + heads.keys) * heads.dim].chunks_exact_mut(heads.dim)
+            {
+                let (first, second) = head.split_at_mut(half);
+                for i in 0..half {
+                    let (a, b) = (first[i], second[i]);
+                    first[i] = a * cos[i] - b * sin[i];
+                    second[i] = b * cos[i] + a * sin[i];
+                }
+            }
+        },
+    );
+}
+
+/// Each member of a group with its first output column and first column in `low`.
+fn members<'a>(
+    group: &'a Group<'a, Cpu>,
+) -> impl Iterator<Item = (&'a super::Linear<'a, Cpu>, usize, usize)> {
+    let (mut at, mut low) = (0, 0);
+    group.members.iter().map(move |m| {
+        let here = (m, at, low);
+        at += m.outputs;
+        low += m.lora.map_or(0, |l| l.rank);
+        here
+    })
+}
+
+fn ranks(group: &Group<Cpu>) -> usize {
+    group
+        .members
+        .iter()
+        .map(|m| m.lora.map_or(0, |l| l.rank))
+        .sum()
+}
+
+impl Backend for Cpu {
+    type Act = Vec<f32>;
+    type Float = Vec<f32>;
+    type Matrix = matrix::Matrix;
+    type Batch = Packed;
+    type Cache = attention::Cache;
+
+    fn upload(&self, batch: Packed) -> Packed {
+        batch
+    }
+
+    fn act(&self, len: usize) -> Vec<f32> {
+        vec![0.0; len]
+    }
+
+    fn float(&self, len: usize) -> Vec<f32> {
+        vec![0.0; len]
+    }
+
+    fn write(&self, to: &mut Vec<f32>, offset: usize, from: &[f32]) {
+        to[offset..offset + from.len()].copy_from_slice(from);
+    }
+
+    fn read(&self, from: &Vec<f32>, slot: Slot) -> Vec<f32> {
+        part(from, slot).to_vec()
+    }
+
+    fn matrix(
+        &self,
+        tensor: &Tensor,
+        precision: Precision,
+        double_quant: bool,
+    ) -> Result<matrix::Matrix, BackendError> {
+        matrix::Matrix::load(tensor, precision, double_quant)
+    }
+
+    fn matrix_values(&self, matrix: &matrix::Matrix) -> Vec<f32> {
+        matrix.block(0, matrix.rows(), &mut Vec::new()).to_vec()
+    }
+
+    fn cache(
+        &self,
+        layers: usize,
+        slots: usize,
+        capacity: usize,
+        heads: &Heads,
+    ) -> attention::Cache {
+        attention::Cache::new(layers, slots, capacity, heads)
+    }
+
+    fn cache_compact(&self, cache: &mut attention::Cache, keep: &[usize]) {
+        cache.compact(keep);
+    }
+
+    fn embed(
+        &self,
+        table: &Weight<Self>,
+        values: &Vec<f32>,
+        batch: &Packed,
+        hidden: usize,
+        x: &mut Vec<f32>,
+    ) {
+        let table = source(table, values);
+        x.par_chunks_mut(hidden)
+            .zip(&batch.ids)
+            .for_each(|(x, id)| table.row(*id as usize, hidden, x));
+    }
+
+    fn embed_backward(
+        &self,
+        table: Slot,
+        grads: &mut Vec<f32>,
+        batch: &Packed,
+        hidden: usize,
+        dx: &Vec<f32>,
+    ) {
+        let table = part_mut(grads, table);
+        for (id, dx) in batch.ids.iter().zip(dx.chunks_exact(hidden)) {
+            let at = *id as usize * hidden;
+            simd::add(dx, &mut table[at..at + hidden]);
+        }
+    }
+
+    fn rmsnorm(
+        &self,
+        gain: &Vector<Self>,
+        values: &Vec<f32>,
+        eps: f32,
+        rows: usize,
+        hidden: usize,
+        x: &Vec<f32>,
+        y: &mut Vec<f32>,
+        rstd: &mut Vec<f32>,
+    ) {
+        let gain = vector(gain, values);
+        y.par_chunks_mut(hidden)
+            .zip(x.par_chunks(hidden))
+            .zip(rstd.par_iter_mut())
+            .take(rows)
+            .for_each(|((y, x), rstd)| {
+                *rstd = 1.0 / (simd::dot(x, x) / hidden as f32 + eps).sqrt();
+                simd::norm_row(x, gain, *rstd, y);
+            });
+    }
+
+    fn rmsnorm_backward(
+        &self,
+        gain: &Vector<Self>,
+        values: &Vec<f32>,
+        grads: &mut Vec<f32>,
+        rows: usize,
+        hidden: usize,
+        x: &Vec<f32>,
+        rstd: &Vec<f32>,
+        dy: &Vec<f32>,
+        dx: &mut Vec<f32>,
+    ) {
+        if let Vector::Trained(slot) = gain {
+            let dgain = part_mut(grads, *slot);
+            for ((x, dy), rstd) in x
+                .chunks_exact(hidden)
+                .zip(dy.chunks_exact(hidden))
+                .zip(rstd)
+                .take(rows)
+            {
+                for ((g, x), dy) in dgain.iter_mut().zip(x).zip(dy) {
+                    *g += x * rstd * dy;
+                }
+            }
+        }
+        let gain = vector(gain, values);
+        let inputs = x
+            .par_chunks(hidden)
+            .zip(rstd.par_iter())
+            .zip(dy.par_chunks(hidden));
+        dx.par_chunks_mut(hidden)
+            .zip(inputs)
+            .take(rows)
+            .for_each(|(dx, ((x, rstd), dy))| {
+                simd::norm_row_backward(x, gain, *rstd, dy, dx);
+            });
+    }
+
+    fn linear(
+        &self,
+        group: &Group<Self>,
+        values: &Vec<f32>,
+        batch: &Packed,
+        rows: usize,
+        x: &Vec<f32>,
+        epilogue: Epilogue<Self>,
+        y: &mut Vec<f32>,
+        low: &mut Vec<f32>,
+    ) {
+        let (inputs, stride, low_stride) = (group.inputs, group.outputs(), ranks(group));
+        for (m, at, low_at) in members(group) {
+            linear::forward(
+                source(&m.weight, values),
+                rows,
+                inputs,
+                m.outputs,
+                x,
+                y,
+                stride,
+                at,
+            );
+            if let Some(bias) = &m.bias {
+                let bias = vector(bias, values);
+                y.chunks_exact_mut(stride)
+                    .take(rows)
+                    .for_each(|y| simd::add(bias, &mut y[at..at + m.outputs]));
+            }
+            if let Some(lora) = &m.lora {
+                let first_token = batch.first_token;
+                let (low_place, out) = ((low_stride, low_at), (stride, at));
+                Branch {
+                    lora,
+                    rows,
+                    inputs,
+                    outputs: m.outputs,
+                    first_token,
+                    low: low_place,
+                    out,
+                }
+                .forward(values, x, y, low);
+            }
+        }
+        match epilogue {
+            Epilogue::None => {}
+            Epilogue::Residual(residual) => self.add(rows, stride, residual, y),
+            Epilogue::Rope(heads) => rotate(heads, batch, 1.0, &mut y[..rows * stride]),
+        }
+    }
+
+    fn linear_backward(
+        &self,
+        group: &Group<Self>,
+        values: &Vec<f32>,
+        grads: &mut Vec<f32>,
+        batch: &Packed,
+        rows: usize,
+        x: &Vec<f32>,
+        low: &Vec<f32>,
+        dy: &Vec<f32>,
+        mut dx: Option<&mut Vec<f32>>,
+    ) {
+        let (inputs, stride, low_stride) = (group.inputs, group.outputs(), ranks(group));
+        if let Some(dx) = &mut dx {
+            dx[..rows * inputs].fill(0.0);
+        }
+        for (m, at, low_at) in members(group) {
+            if let Some(dx) = &mut dx {
+                linear::backward_input(
+                    source(&m.weight, values),
+                    rows,
+                    inputs,
+                    m.outputs,
+                    dy,
+                    stride,
+                    at,
+                    dx,
+                );
+            }
+            if let Weight::Trained(slot) = m.weight {
+                linear::backward_weight(
+                    rows,
+                    inputs,
+                    m.outputs,
+                    dy,
+                    stride,
+                    at,
+                    x,
+                    part_mut(grads, slot),
+                );
+            }
+            if let Some(Vector::Trained(slot)) = m.bias {
+                let dbias = part_mut(grads, slot);
+                dy.chunks_exact(stride)
+                    .take(rows)
+                    .for_each(|dy| simd::add(&dy[at..at + m.outputs], dbias));
+            }
+            if let Some(lora) = &m.lora {
+                let first_token = batch.first_token;
+                let (low_place, out) = ((low_stride, low_at), (stride, at));
+                let branch = Branch {
+                    lora,
+                    rows,
+                    inputs,
+                    outputs: m.outputs,
+                    first_token,
+                    low: low_place,
+                    out,
+                };
+                branch.backward(
+                    values,
+                    grads,
+                    x,
+                    low,
+                    dy,
+                    dx.as_deref_mut().map(|dx| &mut dx[..rows * inputs]),
+                );
+            }
+        }
+    }
+
+    fn attention(
+        &self,
+        heads: &Heads,
+        batch: &Packed,
+        qkv: &Vec<f32>,
+        out: &mut Vec<f32>,
+        lse: &mut Vec<f32>,
+    ) {
+        attention::forward(heads, batch, qkv, out, lse);
+    }
+
+    fn attention_backward(
+        &self,
+        heads: &Heads,
+        batch: &Packed,
+        qkv: &Vec<f32>,
+        out: &Vec<f32>,
+        lse: &Vec<f32>,
+        dout: &Vec<f32>,
+        dqkv: &mut Vec<f32>,
+    ) {
+        attention::backward(heads, batch, qkv, out, lse, dout, dqkv);
+        rotate(
+            heads,
+            batch,
+            -1.0,
+            &mut dqkv[..batch.tokens() * heads.qkv()],
+        );
+    }
+
+    fn attention_cached(
+        &self,
+        heads: &Heads,
+        batch: &Packed,
+        layer: usize,
+        cache: &mut attention::Cache,
+        qkv: &Vec<f32>,
+        out: &mut Vec<f32>,
+    ) {
+        attention::cached(heads, batch, layer, cache, qkv, out);
+    }
+
+    fn swiglu(&self, rows: usize, inner: usize, gate_up: &Vec<f32>, h: &mut Vec<f32>) {
+        h.par_chunks_mut(inner)
+            .zip(gate_up.par_chunks(2 * inner))
+            .take(rows)
+            .for_each(|(h, gate_up)| {
+                let (gate, up) = gate_up.split_at(inner);
+                simd::swiglu(gate, up, h);
+            });
+    }
+
+    fn swiglu_backward(
+        &self,
+        rows: usize,
+        inner: usize,
+        gate_up: &Vec<f32>,
+        dh: &Vec<f32>,
+        dgate_up: &mut Vec<f32>,
+    ) {
+        let inputs = gate_up.par_chunks(2 * inner).zip(dh.par_chunks(inner));
+        dgate_up
+            .par_chunks_mut(2 * inner)
+            .zip(inputs)
+            .take(rows)
+            .for_each(|(d, (gate_up, dh))| {
+                let (gate, up) = gate_up.split_at(inner);
+                let (dgate, dup) = d.split_at_mut(inner);
+                simd::swiglu_backward(gate, up, dh, dgate, dup);
+            });
+    }
+
+    fn clear(&self, rows: usize, hidden: usize, x: &mut Vec<f32>) {
+        x[..rows * hidden].fill(0.0);
+    }
+
+    fn add(&self, rows: usize, hidden: usize, dy: &Vec<f32>, dx: &mut Vec<f32>) {
+        let n = rows * hidden;
+        dx[..n]
+            .par_chunks_mut(CHUNK)
+            .zip(dy[..n].par_chunks(CHUNK))
+            .for_each(|(x, y)| simd::add(y, x));
+    }
+
+    fn head_loss(
+        &self,
+        head: &Weight<Self>,
+        values: &Vec<f32>,
+        batch: &Packed,
+        hidden: usize,
+        vocab: usize,
+        x: &Vec<f32>,
+        backward: Option<HeadBackward<Self>>,
+    ) -> Vec<f32> {
+        let weight = source(head, values);
+        let h = Head {
+            weight,
+            hidden,
+            vocab,
+        };
+        let Some(HeadBackward {
+            grad_scale,
+            dx,
+            grads,
+        }) = backward
+        else {
+            return h.loss(x, &batch.targets, None);
+        };
+        dx[..batch.tokens() * hidden].fill(0.0);
+        let mut each = |targets: &[super::Target], x: &[f32], dz: &[f32]| {
+            let mut rows = vec![0.0; targets.len() * hidden];
+            h.backward_input(targets.len(), dz, &mut rows);
+            for (target, row) in targets.iter().zip(rows.chunks_exact(hidden)) {
+                simd::add(row, &mut dx[target.row * hidden..(target.row + 1) * hidden]);
+            }
+            if let Weight::Trained(slot) = head {
+                h.backward_weight(targets.len(), dz, x, part_mut(grads, *slot));
+            }
+        };
+        h.loss(x, &batch.targets, Some((grad_scale, &mut each)))
+    }
+
+    fn head_logits(
+        &self,
+        head: &Weight<Self>,
+        values: &Vec<f32>,
+        batch: &Packed,
+        hidden: usize,
+        vocab: usize,
+        x: &Vec<f32>,
+    ) -> Vec<f32> {
+        Head {
+            weight: source(head, values),
+            hidden,
+            vocab,
+        }
+        .logits(x, &batch.targets)
+    }
+
+    fn norm(&self, x: &Vec<f32>) -> f64 {
+        // Chunks in order, each summed in f64: the same bits on any number of threads.
+        let parts: Vec<f64> = x
+            .par_chunks(CHUNK)
+            .map(|c| c.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>())
+            .collect();
+        parts.into_iter().sum::<f64>().sqrt()
+    }
+
+    fn zero(&self, x: &mut Vec<f32>) {
+        x.fill(0.0);
+    }
+
+    fn adamw(
+        &self,
+        s: &AdamWStep,
+        grads: &Vec<f32>,
+        values: &mut Vec<f32>,
+        first: &mut Vec<f32>,
+        second: &mut Vec<f32>,
+    ) {
+        let t = s.step as f64;
+        let c = simd::AdamW {
+            step_size: (s.lr / (1.0 - s.beta1.powf(t))) as f32,
+            decay: (1.0 - s.lr * s.weight_decay) as f32,
+            first: (1.0 - s.beta1) as f32,
+            beta2: s.beta2 as f32,
+            second: (1.0 - s.beta2) as f32,
+            root: (1.0 - s.beta2.powf(t)).sqrt() as f32,
+            eps: s.eps as f32,
+            clip: s.clip as f32,
+        };
+        values
+            .par_chunks_mut(CHUNK)
+            .zip(first.par_chunks_mut(CHUNK))
+            .zip(second.par_chunks_mut(CHUNK))
+            .zip(grads.par_chunks(CHUNK))
+            .for_each(|(((v, m), s), g)| simd::adamw(c, g, v, m, s));
+    }
+}
