@@ -1,1 +1,4 @@
-//! generate
+//! From prompts to answers: batches over a KV cache, sampling, stopping.
+
+pub mod engine;
+pub mod sampler;

@@ -71,40 +71,47 @@ pub fn read<B: Backend>(
     config: &Config,
     dir: &Path,
 ) -> Result<Trained<B>, AdapterError> {
-    let path = dir.join(WEIGHTS);
     let shape = read_shape(&dir.join(CONFIG))?;
+    let mut trained = Trained::zeros(backend, config, Tuning::Lora(shape));
+    read_tensors(backend, &mut trained, &dir.join(WEIGHTS))?;
+    Ok(trained)
+}
+
+/// Fills all trained tensors from a file that holds exactly these.
+///
+/// # Errors
+/// See [`AdapterError`].
+pub fn read_tensors<B: Backend>(
+    backend: &B,
+    trained: &mut Trained<B>,
+    path: &Path,
+) -> Result<(), AdapterError> {
     let misfit = |problem: String| AdapterError::Misfit {
-        path: path.clone(),
+        path: path.to_path_buf(),
         problem,
     };
-    let mut stored: BTreeMap<String, _> = open_file(&path)?
+    let mut stored: BTreeMap<String, _> = open_file(path)?
         .into_iter()
         .map(|t| (t.name().to_string(), t))
         .collect();
-    let mut trained = Trained::zeros(backend, config, Tuning::Lora(shape));
     for parameter in trained.parameters().to_vec() {
+        let name = &parameter.name;
         let tensor = stored
-            .remove(&parameter.name)
-            .ok_or_else(|| misfit(format!("tensor `{}` is missing", parameter.name)))?;
+            .remove(name)
+            .ok_or_else(|| misfit(format!("tensor `{name}` is missing")))?;
         if tensor.shape() != parameter.shape {
             let (found, wanted) = (tensor.shape(), &parameter.shape);
             return Err(misfit(format!(
-                "tensor `{}` has shape {found:?}, and {wanted:?} was expected",
-                parameter.name
+                "tensor `{name}` has shape {found:?}, and {wanted:?} was expected"
             )));
         }
         tensor.check_finite().map_err(CheckpointError::from)?;
-        backend.write(
-            &mut trained.values,
-            parameter.slot.offset,
-            &tensor.to_f32().map_err(CheckpointError::from)?,
-        );
+        let values = tensor.to_f32().map_err(CheckpointError::from)?;
+        backend.write(&mut trained.values, parameter.slot.offset, &values);
     }
     match stored.keys().next() {
-        None => Ok(trained),
-        Some(extra) => Err(misfit(format!(
-            "tensor `{extra}` belongs to no adapted layer of {CONFIG}"
-        ))),
+        None => Ok(()),
+        Some(extra) => Err(misfit(format!("tensor `{extra}` is one too many"))),
     }
 }
 
@@ -217,37 +224,37 @@ fn all_names() -> String {
     Linear::ALL.map(Linear::name).join(", ")
 }
 
-/// Writes the adapter of a LoRA training; `base` is the model's name for PEFT.
+/// Writes an adapter of this shape; `base` is the model's name for PEFT, `dropout` that of its training.
 ///
 /// # Errors
 /// See [`AdapterError`].
 pub fn write<B: Backend>(
     backend: &B,
     trained: &Trained<B>,
+    shape: &LoraShape,
     dropout: f64,
     base: &str,
     dir: &Path,
 ) -> Result<(), AdapterError> {
-    if let Tuning::Lora(shape) = trained.tuning() {
-        let config = json!({
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": base,
-            "inference_mode": true,
-            "r": shape.rank,
-            "lora_alpha": shape.alpha,
-            "lora_dropout": dropout,
-            "use_rslora": shape.rank_stabilized,
-            "use_dora": false,
-            "bias": "none",
-            "fan_in_fan_out": false,
-            "init_lora_weights": true,
-            "modules_to_save": null,
-            "target_modules": shape.targets.iter().map(|t| t.name()).collect::<Vec<_>>(),
-        });
-        write_whole(&dir.join(CONFIG), format!("{config:#}\n").as_bytes())?;
-    }
-    write_tensors(backend, trained, &dir.join(WEIGHTS))
+    let config = json!({
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "inference_mode": true,
+        "r": shape.rank,
+        "lora_alpha": shape.alpha,
+        "lora_dropout": dropout,
+        "use_rslora": shape.rank_stabilized,
+        "use_dora": false,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "init_lora_weights": true,
+        "modules_to_save": null,
+        "target_modules": shape.targets.iter().map(|t| t.name()).collect::<Vec<_>>(),
+    });
+    write_tensors(backend, trained, &dir.join(WEIGHTS))?;
+    write_whole(&dir.join(CONFIG), format!("{config:#}\n").as_bytes())?;
+    Ok(())
 }
 
 /// Writes all trained tensors in f32 under their names.

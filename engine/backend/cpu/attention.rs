@@ -3,7 +3,7 @@
 //! Holds blocks of queries against all their keys. Invariant: a task owns its output rows and columns alone, and sums over keys run in
 //! ascending order, so results depend on neither the number of threads nor the other sequences of the batch.
 
-use super::gemm::View;
+use super::gemm::{View, gemm_on};
 use super::simd;
 use crate::backend::{Heads, Packed, Sequence};
 use rayon::prelude::*;
@@ -13,17 +13,15 @@ const BLOCK: usize = 64;
 
 /// A product on the calling thread: attention divides its work by heads and sequences instead.
 fn product(
-    m: usize,
-    k: usize,
-    n: usize,
+    shape: [usize; 3],
     alpha: f32,
     a: View,
     b: View,
     beta: f32,
     c: &mut [f32],
-    c_stride: usize,
+    stride: usize,
 ) {
-    super::gemm::gemm_on(1, m, k, n, alpha, a, b, beta, c, c_stride);
+    gemm_on(1, shape, alpha, a, b, beta, c, stride);
 }
 
 /// First key that query `position` sees.
@@ -51,9 +49,7 @@ impl Block<'_> {
         scores.resize(self.count * keys, 0.0);
         let k = self.k.skip_rows(from);
         product(
-            self.count,
-            self.heads.dim,
-            keys,
+            [self.count, self.heads.dim, keys],
             1.0,
             self.q,
             k.t(),
@@ -83,9 +79,7 @@ impl Block<'_> {
         let (from, keys) = self.probabilities(scores, lse, false);
         let v = self.v.skip_rows(from);
         product(
-            self.count,
-            keys,
-            self.heads.dim,
+            [self.count, keys, self.heads.dim],
             1.0,
             View::rows(scores, keys),
             v,
@@ -222,9 +216,7 @@ fn backward_head(
             let d_out = View::rows(&dout[row * stride + h * dim..], stride);
             dp.resize(count * keys, 0.0);
             product(
-                count,
-                dim,
-                keys,
+                [count, dim, keys],
                 1.0,
                 d_out,
                 v.skip_rows(from).t(),
@@ -234,9 +226,7 @@ fn backward_head(
             );
             let probabilities = View::rows(&p, keys);
             product(
-                keys,
-                count,
-                dim,
+                [keys, count, dim],
                 1.0,
                 probabilities.t(),
                 d_out,
@@ -252,9 +242,7 @@ fn backward_head(
             }
             let ds = View::rows(&dp, keys);
             product(
-                count,
-                keys,
-                dim,
+                [count, keys, dim],
                 1.0,
                 ds,
                 k.skip_rows(from),
@@ -263,9 +251,7 @@ fn backward_head(
                 dim,
             );
             product(
-                keys,
-                count,
-                dim,
+                [keys, count, dim],
                 1.0,
                 ds.t(),
                 q,

@@ -41,14 +41,13 @@ impl<'a> View<'a> {
     }
 }
 
-/// `c = beta * c + alpha * a b` on all cores; a `[m, k]`, b `[k, n]`, c `[m, n]` in rows of `c_stride` elements.
+/// `c = beta * c + alpha * a b` on all cores; shape `[m, k, n]`, a `[m, k]`, b `[k, n]`, c `[m, n]` in rows of `c_stride`
+/// elements.
 ///
 /// # Panics
 /// If a view is too small for its shape: a bug in an op, never a user's doing.
 pub fn gemm(
-    m: usize,
-    k: usize,
-    n: usize,
+    shape: [usize; 3],
     alpha: f32,
     a: View,
     b: View,
@@ -57,20 +56,19 @@ pub fn gemm(
     c_stride: usize,
 ) {
     // Below this many multiplications a second thread costs more than it brings (about 20 microseconds).
-    let threads = if m * n * k < 1 << 21 {
+    let small = shape.iter().product::<usize>() < 1 << 21;
+    let threads = if small {
         1
     } else {
         rayon::current_num_threads()
     };
-    gemm_on(threads, m, k, n, alpha, a, b, beta, c, c_stride);
+    gemm_on(threads, shape, alpha, a, b, beta, c, c_stride);
 }
 
 /// [`gemm`] on so many threads.
 pub fn gemm_on(
     threads: usize,
-    m: usize,
-    k: usize,
-    n: usize,
+    [m, k, n]: [usize; 3],
     alpha: f32,
     a: View,
     b: View,

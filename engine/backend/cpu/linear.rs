@@ -1,19 +1,17 @@
-//! Linear layers with their adapters: forward, backward, and the skinny form that decoding uses.
+//! The frozen or fully trained part of a linear layer: forward, backward, and the form that decoding uses.
 //!
-//! Holds products of activations with weights in any precision. Invariant: a weight is read in blocks of rows, so no f32 copy of a
-//! whole matrix ever exists.
+//! Holds products of activations with weights in any precision; adapters are in `low_rank`. Invariant: a weight is
+//! read in blocks of rows, so no f32 copy of a whole matrix ever exists.
 
-use super::dropout::Mask;
 use super::gemm::{View, gemm};
 use super::matrix::{Matrix, Values};
 use super::simd;
-use crate::backend::{LoraSlots, Slot};
 use rayon::prelude::*;
 
 /// Elements of a dequantised block of a weight: 4 MiB of f32, shared by all cores' caches.
 const BLOCK: usize = 1 << 20;
-/// Up to this many rows a product is bound by reading the weight, and dot products beat a packed product.
-const SKINNY: usize = 8;
+/// Multiplications of one task of a decoding step: about 5 microseconds.
+const TASK: usize = 1 << 16;
 
 /// A weight `[outputs, inputs]`, wherever its values lie.
 #[derive(Clone, Copy)]
@@ -24,27 +22,11 @@ pub enum Source<'a> {
     Trained(&'a [f32]),
 }
 
-impl Source<'_> {
-    /// Calls `each` with the first row and the f32 values of every block of rows.
-    pub fn blocks(self, outputs: usize, inputs: usize, mut each: impl FnMut(usize, &[f32])) {
-        let whole = match self {
-            Source::Trained(v) => Some(v),
-            Source::Frozen(m) => match m.values() {
-                Values::F32(v) => Some(v),
-                _ => None,
-            },
-        };
-        if let Some(values) = whole {
-            return each(0, &values[..outputs * inputs]);
-        }
-        let Source::Frozen(matrix) = self else { return };
-        let step = (BLOCK / inputs.max(1)).clamp(16, outputs.max(16));
-        let mut scratch = Vec::new();
-        for from in (0..outputs).step_by(step) {
-            each(
-                from,
-                matrix.block(from, step.min(outputs - from), &mut scratch),
-            );
+impl<'a> Source<'a> {
+    fn values(self) -> Values<'a> {
+        match self {
+            Source::Trained(v) => Values::F32(v),
+            Source::Frozen(m) => m.values(),
         }
     }
 
@@ -57,294 +39,150 @@ impl Source<'_> {
     }
 }
 
-/// `y[:, at..at + outputs] = x W^T`; x `[rows, inputs]`, y in rows of `stride`.
-pub fn forward(
-    w: Source,
-    rows: usize,
-    inputs: usize,
-    outputs: usize,
-    x: &[f32],
-    y: &mut [f32],
-    stride: usize,
-    at: usize,
-) {
-    if rows <= SKINNY {
-        return skinny(w, rows, inputs, outputs, x, y, stride, at);
-    }
-    w.blocks(outputs, inputs, |from, block| {
-        let n = block.len() / inputs;
-        let a = View::rows(x, inputs);
-        gemm(
-            rows,
-            inputs,
-            n,
-            1.0,
-            a,
-            View::rows(block, inputs).t(),
-            0.0,
-            &mut y[at + from..],
-            stride,
-        );
-    });
+/// Columns of a wider row-major buffer.
+#[derive(Clone, Copy)]
+pub struct Columns {
+    /// Elements from one row to the next.
+    pub stride: usize,
+    /// The first column.
+    pub at: usize,
 }
 
-/// [`forward`] for a few rows: every weight is read once, widened in registers or L1, and met with all rows.
-fn skinny(
-    w: Source,
-    rows: usize,
-    inputs: usize,
-    outputs: usize,
-    x: &[f32],
-    y: &mut [f32],
-    stride: usize,
-    at: usize,
-) {
-    // One task's outputs: enough work to pay for it, few enough to balance two cores.
-    let grain = (65_536 / inputs.max(1)).clamp(8, 256);
-    let mut columns = vec![0.0; outputs * rows]; // [outputs, rows]
-    columns
-        .par_chunks_mut(grain * rows)
-        .enumerate()
-        .for_each(|(task, out)| {
-            let mut row = vec![0.0; inputs];
+/// One linear layer: `y = x W^T`, x `[rows, inputs]`, y `[rows, outputs]` in its columns of a wider buffer.
+#[derive(Clone, Copy)]
+pub struct Layer<'a> {
+    /// `[outputs, inputs]`.
+    pub weight: Source<'a>,
+    /// Rows of x and y.
+    pub rows: usize,
+    /// Columns of x.
+    pub inputs: usize,
+    /// Columns of y.
+    pub outputs: usize,
+    /// Where y and its gradient stand.
+    pub y: Columns,
+}
+
+impl Layer<'_> {
+    /// Calls `each` with the first row and the f32 values of every block of the weight's rows.
+    fn blocks(&self, mut each: impl FnMut(usize, &[f32])) {
+        let (inputs, outputs) = (self.inputs, self.outputs);
+        match (self.weight.values(), self.weight) {
+            (Values::F32(v), _) => each(0, &v[..outputs * inputs]),
+            (_, Source::Trained(_)) => unreachable!("trained weights are f32"),
+            (_, Source::Frozen(matrix)) => {
+                let step = (BLOCK / inputs.max(1)).clamp(16, outputs.max(16));
+                let mut scratch = Vec::new();
+                for from in (0..outputs).step_by(step) {
+                    let count = step.min(outputs - from);
+                    each(from, matrix.block(from, count, &mut scratch));
+                }
+            }
+        }
+    }
+
+    /// `y =`, for many rows that share each read of the weight.
+    pub fn forward(&self, x: &[f32], y: &mut [f32]) {
+        let (rows, inputs, Columns { stride, at }) = (self.rows, self.inputs, self.y);
+        self.blocks(|from, block| {
+            let (n, x, w) = (
+                block.len() / inputs,
+                View::rows(x, inputs),
+                View::rows(block, inputs),
+            );
+            gemm(
+                [rows, inputs, n],
+                1.0,
+                x,
+                w.t(),
+                0.0,
+                &mut y[at + from..],
+                stride,
+            );
+        });
+    }
+
+    /// `y =`, where every row is a sequence's only new token: bound by reading the weight, so each of its rows is read
+    /// once, widened in registers or L1, and met with all of x. Sums run in the same order for any number of rows.
+    pub fn decode(&self, x: &[f32], y: &mut [f32]) {
+        let (rows, inputs) = (self.rows, self.inputs);
+        let grain = (TASK / inputs.max(1)).clamp(8, 256);
+        let mut columns = vec![0.0; self.outputs * rows]; // [outputs, rows]
+        let task = |(task, out): (usize, &mut [f32])| {
+            let mut scratch = vec![0.0; inputs];
             for (i, out) in out.chunks_exact_mut(rows).enumerate() {
                 let o = task * grain + i;
                 let range = o * inputs..(o + 1) * inputs;
-                match w {
-                    Source::Trained(v) => skinny_row(&v[range], inputs, x, out),
-                    Source::Frozen(m) => match m.values() {
-                        Values::F32(v) => skinny_row(&v[range], inputs, x, out),
-                        Values::Bf16(v) if rows == 1 => {
-                            out[0] = simd::dot_bf16(&x[..inputs], &v[range])
-                        }
-                        _ => {
-                            m.row(o, &mut row);
-                            skinny_row(&row, inputs, x, out);
-                        }
-                    },
+                match self.weight.values() {
+                    Values::F32(v) => dots(&v[range], x, out),
+                    Values::Bf16(v) if rows == 1 => {
+                        out[0] = simd::dot_bf16(&x[..inputs], &v[range])
+                    }
+                    _ => {
+                        self.weight.row(o, inputs, &mut scratch);
+                        dots(&scratch, x, out);
+                    }
                 }
             }
+        };
+        if rows > 0 {
+            columns
+                .par_chunks_mut(grain * rows)
+                .enumerate()
+                .for_each(task);
+        }
+        for (o, column) in columns.chunks_exact(rows.max(1)).enumerate() {
+            for (r, value) in column.iter().enumerate() {
+                y[r * self.y.stride + self.y.at + o] = *value;
+            }
+        }
+    }
+
+    /// `dx += dy W`.
+    pub fn backward_input(&self, dy: &[f32], dx: &mut [f32]) {
+        let (rows, inputs, Columns { stride, at }) = (self.rows, self.inputs, self.y);
+        self.blocks(|from, block| {
+            let (n, dy, w) = (
+                block.len() / inputs,
+                View::rows(&dy[at + from..], stride),
+                View::rows(block, inputs),
+            );
+            gemm([rows, n, inputs], 1.0, dy, w, 1.0, dx, inputs);
         });
-    for (o, column) in columns.chunks_exact(rows).enumerate() {
-        for (r, value) in column.iter().enumerate() {
-            y[r * stride + at + o] = *value;
+    }
+
+    /// `dw += dy^T x`.
+    pub fn backward_weight(&self, dy: &[f32], x: &[f32], dw: &mut [f32]) {
+        if self.rows > 0 {
+            let (dy, x) = (
+                View::rows(&dy[self.y.at..], self.y.stride),
+                View::rows(x, self.inputs),
+            );
+            gemm(
+                [self.outputs, self.rows, self.inputs],
+                1.0,
+                dy.t(),
+                x,
+                1.0,
+                dw,
+                self.inputs,
+            );
         }
     }
 }
 
-fn skinny_row(w: &[f32], inputs: usize, x: &[f32], out: &mut [f32]) {
-    let row = |r: usize| &x[r * inputs..(r + 1) * inputs];
-    let mut r = 0;
-    while r + 4 <= out.len() {
-        out[r..r + 4].copy_from_slice(&simd::dot4([row(r), row(r + 1), row(r + 2), row(r + 3)], w));
-        r += 4;
-    }
-    for (r, out) in out.iter_mut().enumerate().skip(r) {
-        *out = simd::dot(row(r), w);
-    }
-}
-
-/// `dx += dy W`; dy in rows of `stride` from column `at`.
-pub fn backward_input(
-    w: Source,
-    rows: usize,
-    inputs: usize,
-    outputs: usize,
-    dy: &[f32],
-    stride: usize,
-    at: usize,
-    dx: &mut [f32],
-) {
-    w.blocks(outputs, inputs, |from, block| {
-        let n = block.len() / inputs;
-        let a = View::rows(&dy[at + from..], stride);
-        gemm(
-            rows,
-            n,
-            inputs,
-            1.0,
-            a,
-            View::rows(block, inputs),
-            1.0,
-            dx,
-            inputs,
-        );
-    });
-}
-
-/// `dw += dy^T x`.
-pub fn backward_weight(
-    rows: usize,
-    inputs: usize,
-    outputs: usize,
-    dy: &[f32],
-    stride: usize,
-    at: usize,
-    x: &[f32],
-    dw: &mut [f32],
-) {
-    if rows > 0 {
-        gemm(
-            outputs,
-            rows,
-            inputs,
-            1.0,
-            View::rows(&dy[at..], stride).t(),
-            View::rows(x, inputs),
-            1.0,
-            dw,
-            inputs,
+/// `out[r] = x[r] . w`.
+pub fn dots(w: &[f32], x: &[f32], out: &mut [f32]) {
+    let row = |r: usize| &x[r * w.len()..(r + 1) * w.len()];
+    let (fours, rest) = out.as_chunks_mut::<4>();
+    for (i, four) in fours.iter_mut().enumerate() {
+        *four = simd::dot4(
+            [row(4 * i), row(4 * i + 1), row(4 * i + 2), row(4 * i + 3)],
+            w,
         );
     }
-}
-
-/// The low-rank branch of one linear layer.
-pub struct Branch<'a> {
-    /// Its place, rank and scale.
-    pub lora: &'a LoraSlots,
-    /// Rows of activations.
-    pub rows: usize,
-    /// Columns of the input.
-    pub inputs: usize,
-    /// Columns of the output.
-    pub outputs: usize,
-    /// Index of the first row within the optimizer step, for the dropout mask.
-    pub first_token: u64,
-    /// `low`'s row stride and this branch's first column in it.
-    pub low: (usize, usize),
-    /// The result's row stride and this branch's first column in it.
-    pub out: (usize, usize),
-}
-
-impl Branch<'_> {
-    fn dropped<'x>(&self, x: &'x [f32], scratch: &'x mut Vec<f32>) -> &'x [f32] {
-        match &self.lora.dropout {
-            None => x,
-            Some(dropout) => {
-                scratch.clear();
-                scratch.extend_from_slice(&x[..self.rows * self.inputs]);
-                Mask::new(dropout, self.first_token).apply(self.inputs, scratch);
-                scratch
-            }
-        }
+    let done = 4 * fours.len();
+    for (i, out) in rest.iter_mut().enumerate() {
+        *out = simd::dot(row(done + i), w);
     }
-
-    /// `low = scale * dropout(x) A^T`, `y += low B^T`.
-    pub fn forward(&self, values: &[f32], x: &[f32], y: &mut [f32], low: &mut [f32]) {
-        let (rank, scale) = (self.lora.rank, self.lora.scale);
-        let (a, b) = (part(values, self.lora.a), part(values, self.lora.b));
-        let mut scratch = Vec::new();
-        let x = self.dropped(x, &mut scratch);
-        let a = View::rows(a, self.inputs).t();
-        gemm(
-            self.rows,
-            self.inputs,
-            rank,
-            scale,
-            View::rows(x, self.inputs),
-            a,
-            0.0,
-            &mut low[self.low.1..],
-            self.low.0,
-        );
-        let low = View::rows(&low[self.low.1..], self.low.0);
-        gemm(
-            self.rows,
-            rank,
-            self.outputs,
-            1.0,
-            low,
-            View::rows(b, rank).t(),
-            1.0,
-            &mut y[self.out.1..],
-            self.out.0,
-        );
-    }
-
-    /// `dB += dy^T low`, `g = scale * dy B`, `dA += g^T dropout(x)`, `dx += mask * (g A)`.
-    pub fn backward(
-        &self,
-        values: &[f32],
-        grads: &mut [f32],
-        x: &[f32],
-        low: &[f32],
-        dy: &[f32],
-        dx: Option<&mut [f32]>,
-    ) {
-        let (rank, rows) = (self.lora.rank, self.rows);
-        if rows == 0 {
-            return;
-        }
-        let (a, b) = (part(values, self.lora.a), part(values, self.lora.b));
-        let dy = View::rows(&dy[self.out.1..], self.out.0);
-        let low = View::rows(&low[self.low.1..], self.low.0);
-        gemm(
-            self.outputs,
-            rows,
-            rank,
-            1.0,
-            dy.t(),
-            low,
-            1.0,
-            part_mut(grads, self.lora.b),
-            rank,
-        );
-        let mut g = vec![0.0; rows * rank];
-        gemm(
-            rows,
-            self.outputs,
-            rank,
-            self.lora.scale,
-            dy,
-            View::rows(b, rank),
-            0.0,
-            &mut g,
-            rank,
-        );
-        let g = View::rows(&g, rank);
-        let mut scratch = Vec::new();
-        let dropped = View::rows(self.dropped(x, &mut scratch), self.inputs);
-        gemm(
-            rank,
-            rows,
-            self.inputs,
-            1.0,
-            g.t(),
-            dropped,
-            1.0,
-            part_mut(grads, self.lora.a),
-            self.inputs,
-        );
-        let Some(dx) = dx else { return };
-        let a = View::rows(a, self.inputs);
-        match &self.lora.dropout {
-            None => gemm(rows, rank, self.inputs, 1.0, g, a, 1.0, dx, self.inputs),
-            Some(dropout) => {
-                scratch.resize(rows * self.inputs, 0.0);
-                gemm(
-                    rows,
-                    rank,
-                    self.inputs,
-                    1.0,
-                    g,
-                    a,
-                    0.0,
-                    &mut scratch,
-                    self.inputs,
-                );
-                Mask::new(dropout, self.first_token).apply(self.inputs, &mut scratch);
-                simd::add(&scratch, dx);
-            }
-        }
-    }
-}
-
-/// The values at a slot.
-pub fn part(values: &[f32], slot: Slot) -> &[f32] {
-    &values[slot.offset..slot.offset + slot.len]
-}
-
-/// The values at a slot, to be changed.
-pub fn part_mut(values: &mut [f32], slot: Slot) -> &mut [f32] {
-    &mut values[slot.offset..slot.offset + slot.len]
 }

@@ -1,9 +1,9 @@
-//! The language-model head: cross-entropy and its gradient, in chunks of rows, so that the logits of a batch never exist at once.
+//! The language-model head: cross-entropy and its gradient, in chunks of rows, so that the logits of a batch never exist
+//! at once.
 //!
 //! Invariant: only rows with a target are touched.
 
-use super::gemm::{View, gemm};
-use super::linear::{Source, forward};
+use super::linear::{Columns, Layer, Source};
 use super::simd;
 use crate::backend::Target;
 use rayon::prelude::*;
@@ -22,88 +22,64 @@ pub struct Head<'a> {
     pub vocab: usize,
 }
 
-impl Head<'_> {
+/// A chunk of targets on the way back.
+pub struct Chunk<'a> {
+    /// The targets.
+    pub targets: &'a [Target],
+    /// Their inputs, `[targets, hidden]`.
+    pub x: &'a [f32],
+    /// Gradients of their logits, `[targets, vocab]`.
+    pub dz: &'a [f32],
+}
+
+impl<'a> Head<'a> {
+    /// The linear layer for so many rows.
+    pub fn layer(&self, rows: usize) -> Layer<'a> {
+        let y = Columns {
+            stride: self.vocab,
+            at: 0,
+        };
+        Layer {
+            weight: self.weight,
+            rows,
+            inputs: self.hidden,
+            outputs: self.vocab,
+            y,
+        }
+    }
+
     /// The rows of x that have a target, `[targets, hidden]`.
-    fn gather(&self, x: &[f32], targets: &[Target]) -> Vec<f32> {
-        targets
-            .iter()
-            .flat_map(|t| &x[t.row * self.hidden..(t.row + 1) * self.hidden])
-            .copied()
-            .collect()
+    pub fn gather(&self, x: &[f32], targets: &[Target]) -> Vec<f32> {
+        let row = |t: &Target| &x[t.row * self.hidden..(t.row + 1) * self.hidden];
+        targets.iter().flat_map(row).copied().collect()
     }
 
-    /// Logits `[targets, vocab]`.
-    pub fn logits(&self, x: &[f32], targets: &[Target]) -> Vec<f32> {
-        let mut z = vec![0.0; targets.len() * self.vocab];
-        forward(
-            self.weight,
-            targets.len(),
-            self.hidden,
-            self.vocab,
-            &self.gather(x, targets),
-            &mut z,
-            self.vocab,
-            0,
-        );
-        z
-    }
-
-    /// Losses, one a target. `gradient` gets, chunk by chunk, the targets, their inputs `[n, hidden]` and the gradients of the logits
-    /// `[n, vocab]` times `scale`.
+    /// Losses, one a target. With `backward`, every chunk is handed over with the gradients of its logits times that scale.
     pub fn loss(
         &self,
         x: &[f32],
         targets: &[Target],
-        mut gradient: Option<(f32, &mut dyn FnMut(&[Target], &[f32], &[f32]))>,
+        mut backward: Option<(f32, &mut dyn FnMut(Chunk))>,
     ) -> Vec<f32> {
         let mut losses = Vec::with_capacity(targets.len());
         let rows = (CHUNK / self.vocab.max(1)).max(1);
-        for chunk in targets.chunks(rows) {
-            let mut z = self.logits(x, chunk);
-            let with_gradient = gradient.as_ref().map(|(scale, _)| *scale);
-            let mut part = Vec::new();
-            z.par_chunks_mut(self.vocab)
-                .zip(chunk)
-                .map(|(z, target)| row_loss(z, target.id as usize, with_gradient))
-                .collect_into_vec(&mut part);
-            losses.extend(part);
-            if let Some((_, each)) = &mut gradient {
-                each(chunk, &self.gather(x, chunk), &z);
+        let mut z = vec![0.0; rows.min(targets.len()) * self.vocab];
+        for targets in targets.chunks(rows) {
+            let x = self.gather(x, targets);
+            let z = &mut z[..targets.len() * self.vocab];
+            self.layer(targets.len()).forward(&x, z);
+            let scale = backward.as_ref().map(|(scale, _)| *scale);
+            let each = z.par_chunks_mut(self.vocab).zip(targets);
+            losses.par_extend(each.map(|(z, target)| row_loss(z, target.id as usize, scale)));
+            if let Some((_, take)) = &mut backward {
+                take(Chunk {
+                    targets,
+                    x: &x,
+                    dz: z,
+                });
             }
         }
         losses
-    }
-
-    /// `dx += dz W`, `[n, hidden]`.
-    pub fn backward_input(&self, n: usize, dz: &[f32], dx: &mut [f32]) {
-        super::linear::backward_input(
-            self.weight,
-            n,
-            self.hidden,
-            self.vocab,
-            dz,
-            self.vocab,
-            0,
-            dx,
-        );
-    }
-
-    /// `dw += dz^T x`.
-    pub fn backward_weight(&self, n: usize, dz: &[f32], x: &[f32], dw: &mut [f32]) {
-        if n > 0 {
-            let (dz, x) = (View::rows(dz, self.vocab), View::rows(x, self.hidden));
-            gemm(
-                self.vocab,
-                n,
-                self.hidden,
-                1.0,
-                dz.t(),
-                x,
-                1.0,
-                dw,
-                self.hidden,
-            );
-        }
     }
 }
 
@@ -111,13 +87,10 @@ impl Head<'_> {
 fn row_loss(z: &mut [f32], target: usize, scale: Option<f32>) -> f32 {
     let top = simd::max(z);
     let wanted = z[target];
+    let sum = simd::exp_sum(z, 1.0, top);
     if let Some(scale) = scale {
-        let sum = simd::exp_sum(z, 1.0, top);
-        let loss = top + sum.ln() - wanted;
         simd::scale(scale / sum, z);
         z[target] -= scale;
-        loss
-    } else {
-        top + simd::exp_sum(z, 1.0, top).ln() - wanted
     }
+    top + sum.ln() - wanted
 }

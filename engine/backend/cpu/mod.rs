@@ -8,6 +8,7 @@ mod dropout;
 mod gemm;
 mod linear;
 mod loss;
+mod low_rank;
 mod matrix;
 mod simd;
 
@@ -16,8 +17,9 @@ use super::{
     Weight,
 };
 use crate::model::checkpoint::Tensor;
-use linear::{Branch, Source, part, part_mut};
-use loss::Head;
+use linear::{Columns, Layer, Source};
+use loss::{Chunk, Head};
+use low_rank::{Branch, part, part_mut};
 use medft_dsl::plan::Precision;
 use rayon::prelude::*;
 
@@ -70,25 +72,58 @@ fn rotate(heads: &Heads, batch: &Packed, sign: f64, qkv: &mut [f32]) {
     );
 }
 
-/// Each member of a group with its first output column and first column in `low`.
-fn members<'a>(
-    group: &'a Group<'a, Cpu>,
-) -> impl Iterator<Item = (&'a super::Linear<'a, Cpu>, usize, usize)> {
-    let (mut at, mut low) = (0, 0);
-    group.members.iter().map(move |m| {
-        let here = (m, at, low);
-        at += m.outputs;
-        low += m.lora.map_or(0, |l| l.rank);
-        here
-    })
+/// A member of a group: its linear layer and its branch, if it has one.
+struct Member<'a> {
+    layer: Layer<'a>,
+    branch: Option<Branch<'a>>,
+    own: &'a super::Linear<'a, Cpu>,
 }
 
-fn ranks(group: &Group<Cpu>) -> usize {
-    group
-        .members
-        .iter()
-        .map(|m| m.lora.map_or(0, |l| l.rank))
-        .sum()
+/// The members of a group with their places in the group's output and low-rank buffers.
+fn members<'a>(
+    group: &'a Group<'a, Cpu>,
+    values: &'a [f32],
+    batch: &Packed,
+    rows: usize,
+) -> Vec<Member<'a>> {
+    let rank = |m: &super::Linear<Cpu>| m.lora.map_or(0, |l| l.rank);
+    let (inputs, first_token) = (group.inputs, batch.first_token);
+    let mut y = Columns {
+        stride: group.outputs(),
+        at: 0,
+    };
+    let mut low = Columns {
+        stride: group.members.iter().map(rank).sum(),
+        at: 0,
+    };
+    let mut members = Vec::with_capacity(group.members.len());
+    for own in &group.members {
+        let outputs = own.outputs;
+        let layer = Layer {
+            weight: source(&own.weight, values),
+            rows,
+            inputs,
+            outputs,
+            y,
+        };
+        let branch = |lora| Branch {
+            lora,
+            rows,
+            inputs,
+            outputs,
+            first_token,
+            low,
+            y,
+        };
+        members.push(Member {
+            layer,
+            branch: own.lora.as_ref().map(branch),
+            own,
+        });
+        y.at += outputs;
+        low.at += rank(own);
+    }
+    members
 }
 
 impl Backend for Cpu {
@@ -245,37 +280,24 @@ impl Backend for Cpu {
         y: &mut Vec<f32>,
         low: &mut Vec<f32>,
     ) {
-        let (inputs, stride, low_stride) = (group.inputs, group.outputs(), ranks(group));
-        for (m, at, low_at) in members(group) {
-            linear::forward(
-                source(&m.weight, values),
-                rows,
-                inputs,
-                m.outputs,
-                x,
-                y,
-                stride,
-                at,
-            );
-            if let Some(bias) = &m.bias {
-                let bias = vector(bias, values);
-                y.chunks_exact_mut(stride)
-                    .take(rows)
-                    .for_each(|y| simd::add(bias, &mut y[at..at + m.outputs]));
+        // Chosen by the kind of work, never by the number of rows: a row's bits do not depend on its neighbours.
+        let decoding = batch.sequences.len() == rows;
+        let stride = group.outputs();
+        for Member { layer, branch, own } in members(group, values, batch, rows) {
+            if decoding {
+                layer.decode(x, y);
+            } else {
+                layer.forward(x, y);
             }
-            if let Some(lora) = &m.lora {
-                let first_token = batch.first_token;
-                let (low_place, out) = ((low_stride, low_at), (stride, at));
-                Branch {
-                    lora,
-                    rows,
-                    inputs,
-                    outputs: m.outputs,
-                    first_token,
-                    low: low_place,
-                    out,
-                }
-                .forward(values, x, y, low);
+            if let Some(bias) = &own.bias {
+                let (bias, columns) = (vector(bias, values), layer.y.at..layer.y.at + own.outputs);
+                let rows = y.chunks_exact_mut(stride).take(rows);
+                rows.for_each(|y| simd::add(bias, &mut y[columns.clone()]));
+            }
+            match branch {
+                Some(branch) if decoding => branch.decode(values, x, y),
+                Some(branch) => branch.forward(values, x, y, low),
+                None => {}
             }
         }
         match epilogue {
@@ -295,63 +317,27 @@ impl Backend for Cpu {
         x: &Vec<f32>,
         low: &Vec<f32>,
         dy: &Vec<f32>,
-        mut dx: Option<&mut Vec<f32>>,
+        dx: Option<&mut Vec<f32>>,
     ) {
-        let (inputs, stride, low_stride) = (group.inputs, group.outputs(), ranks(group));
+        let mut dx = dx.map(|dx| &mut dx[..rows * group.inputs]);
         if let Some(dx) = &mut dx {
-            dx[..rows * inputs].fill(0.0);
+            dx.fill(0.0);
         }
-        for (m, at, low_at) in members(group) {
+        for Member { layer, branch, own } in members(group, values, batch, rows) {
             if let Some(dx) = &mut dx {
-                linear::backward_input(
-                    source(&m.weight, values),
-                    rows,
-                    inputs,
-                    m.outputs,
-                    dy,
-                    stride,
-                    at,
-                    dx,
-                );
+                layer.backward_input(dy, dx);
             }
-            if let Weight::Trained(slot) = m.weight {
-                linear::backward_weight(
-                    rows,
-                    inputs,
-                    m.outputs,
-                    dy,
-                    stride,
-                    at,
-                    x,
-                    part_mut(grads, slot),
-                );
+            if let Weight::Trained(slot) = own.weight {
+                layer.backward_weight(dy, x, part_mut(grads, slot));
             }
-            if let Some(Vector::Trained(slot)) = m.bias {
-                let dbias = part_mut(grads, slot);
-                dy.chunks_exact(stride)
-                    .take(rows)
-                    .for_each(|dy| simd::add(&dy[at..at + m.outputs], dbias));
+            if let Some(Vector::Trained(slot)) = own.bias {
+                let (dbias, columns) =
+                    (part_mut(grads, slot), layer.y.at..layer.y.at + own.outputs);
+                let rows = dy.chunks_exact(group.outputs()).take(rows);
+                rows.for_each(|dy| simd::add(&dy[columns.clone()], dbias));
             }
-            if let Some(lora) = &m.lora {
-                let first_token = batch.first_token;
-                let (low_place, out) = ((low_stride, low_at), (stride, at));
-                let branch = Branch {
-                    lora,
-                    rows,
-                    inputs,
-                    outputs: m.outputs,
-                    first_token,
-                    low: low_place,
-                    out,
-                };
-                branch.backward(
-                    values,
-                    grads,
-                    x,
-                    low,
-                    dy,
-                    dx.as_deref_mut().map(|dx| &mut dx[..rows * inputs]),
-                );
+            if let Some(branch) = branch {
+                branch.backward(values, grads, x, low, dy, dx.as_deref_mut());
             }
         }
     }
@@ -450,9 +436,8 @@ impl Backend for Cpu {
         x: &Vec<f32>,
         backward: Option<HeadBackward<Self>>,
     ) -> Vec<f32> {
-        let weight = source(head, values);
         let h = Head {
-            weight,
+            weight: source(head, values),
             hidden,
             vocab,
         };
@@ -465,17 +450,18 @@ impl Backend for Cpu {
             return h.loss(x, &batch.targets, None);
         };
         dx[..batch.tokens() * hidden].fill(0.0);
-        let mut each = |targets: &[super::Target], x: &[f32], dz: &[f32]| {
-            let mut rows = vec![0.0; targets.len() * hidden];
-            h.backward_input(targets.len(), dz, &mut rows);
-            for (target, row) in targets.iter().zip(rows.chunks_exact(hidden)) {
+        let mut take = |chunk: Chunk| {
+            let layer = h.layer(chunk.targets.len());
+            let mut rows = vec![0.0; chunk.targets.len() * hidden];
+            layer.backward_input(chunk.dz, &mut rows);
+            for (target, row) in chunk.targets.iter().zip(rows.chunks_exact(hidden)) {
                 simd::add(row, &mut dx[target.row * hidden..(target.row + 1) * hidden]);
             }
             if let Weight::Trained(slot) = head {
-                h.backward_weight(targets.len(), dz, x, part_mut(grads, *slot));
+                layer.backward_weight(chunk.dz, chunk.x, part_mut(grads, *slot));
             }
         };
-        h.loss(x, &batch.targets, Some((grad_scale, &mut each)))
+        h.loss(x, &batch.targets, Some((grad_scale, &mut take)))
     }
 
     fn head_logits(
@@ -487,12 +473,21 @@ impl Backend for Cpu {
         vocab: usize,
         x: &Vec<f32>,
     ) -> Vec<f32> {
-        Head {
+        let h = Head {
             weight: source(head, values),
             hidden,
             vocab,
+        };
+        let mut z = vec![0.0; batch.targets.len() * vocab];
+        let layer = h.layer(batch.targets.len());
+        let x = h.gather(x, &batch.targets);
+        // As in `linear`.
+        if batch.sequences.len() == batch.tokens() {
+            layer.decode(&x, &mut z);
+        } else {
+            layer.forward(&x, &mut z);
         }
-        .logits(x, &batch.targets)
+        z
     }
 
     fn norm(&self, x: &Vec<f32>) -> f64 {
