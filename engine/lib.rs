@@ -4,6 +4,7 @@ pub mod cli;
 pub mod data;
 pub mod evaluate;
 pub mod generate;
+pub mod machine;
 pub mod model;
 pub mod report;
 pub mod study;

@@ -1,2 +1,5 @@
 //! The `medft-engine` program.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    medft_engine::cli::main()
+}

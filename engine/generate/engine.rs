@@ -20,18 +20,18 @@ const PREFILL_TOKENS: usize = 1024;
 /// Why decoding failed.
 #[derive(Debug, thiserror::Error)]
 pub enum GenerateError {
-    /// A prompt without tokens.
-    #[error("prompt {row} is empty: nothing can follow it")]
-    EmptyPrompt {
-        /// Index of the prompt.
+    /// A sequence without tokens.
+    #[error("sequence {row} is empty: there is no token to start from")]
+    Empty {
+        /// Index of the sequence.
         row: usize,
     },
     /// A token that the model does not have.
     #[error(
-        "prompt {row} holds token id {id}, and the model's vocabulary ends at {vocab}; is this the model's tokenizer?"
+        "sequence {row} holds token id {id}, and the model's vocabulary has {vocab} tokens; is this the model's tokenizer?"
     )]
     Token {
-        /// Index of the prompt.
+        /// Index of the sequence.
         row: usize,
         /// The token.
         id: u32,
@@ -56,7 +56,7 @@ pub enum Finish {
 /// A decoded answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
-    /// New tokens, without the end token.
+    /// New tokens; with [`Finish::Stop`] the end token is the last.
     pub ids: Vec<u32>,
     /// Why it ended.
     pub finish: Finish,
@@ -85,6 +85,21 @@ pub struct Generator<'a, B: Backend> {
     pub end_ids: &'a BTreeSet<u32>,
 }
 
+/// Checks that a sequence can be given to a model with this vocabulary; `row` is for the message.
+pub(super) fn check_ids(row: usize, ids: &[u32], vocab: usize) -> Result<(), GenerateError> {
+    if ids.is_empty() {
+        return Err(GenerateError::Empty { row });
+    }
+    match ids.iter().find(|id| **id as usize >= vocab) {
+        Some(id) => Err(GenerateError::Token {
+            row,
+            id: *id,
+            vocab,
+        }),
+        None => Ok(()),
+    }
+}
+
 /// A row that is being decoded.
 struct Live<'a> {
     index: usize,
@@ -102,20 +117,7 @@ impl<B: Backend> Generator<'_, B> {
     pub fn answer(&self, requests: &[Request]) -> Result<Vec<Answer>, GenerateError> {
         let config = &self.decoder.config;
         for (row, request) in requests.iter().enumerate() {
-            if request.prompt.is_empty() {
-                return Err(GenerateError::EmptyPrompt { row });
-            }
-            if let Some(id) = request
-                .prompt
-                .iter()
-                .find(|id| **id as usize >= config.vocab)
-            {
-                return Err(GenerateError::Token {
-                    row,
-                    id: *id,
-                    vocab: config.vocab,
-                });
-            }
+            check_ids(row, request.prompt, config.vocab)?;
         }
         let began = Instant::now();
         let max_new = self.settings.max_new as usize;
@@ -156,12 +158,12 @@ impl<B: Backend> Generator<'_, B> {
             for (slot, (row, token)) in live.iter_mut().zip(&tokens).enumerate() {
                 let answer = &mut answers[row.index];
                 answer.seconds = began.elapsed().as_secs_f64();
+                answer.ids.push(*token);
+                row.ids.push(*token);
                 if self.end_ids.contains(token) {
                     answer.finish = Finish::Stop;
                     continue;
                 }
-                answer.ids.push(*token);
-                row.ids.push(*token);
                 if answer.ids.len() < max_new {
                     keep.push(slot);
                 }

@@ -1,0 +1,150 @@
+//! The flags that name a model, shared by `score`, `generate` and `predict`.
+
+use super::{Blame, Failure};
+use crate::backend::cpu::Cpu;
+use crate::model::adapter;
+use crate::model::decoder::Decoder;
+use crate::model::trained::Trained;
+use crate::text::tokenizer::Tokenizer;
+use anyhow::{Context, anyhow};
+use clap::ValueEnum;
+use medft_dsl::plan::Precision;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Which model, and how it is held.
+#[derive(clap::Args)]
+pub struct ModelArgs {
+    /// Model directory: config.json, safetensors, tokenizer
+    #[arg(long, value_name = "DIR")]
+    pub model: PathBuf,
+    /// PEFT adapter directory
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// How the linear layers are held in memory
+    #[arg(long, value_enum, default_value = "f32")]
+    pub precision: PrecisionArg,
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "auto")]
+    pub device: Device,
+}
+
+/// [`Precision`] on the command line.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum PrecisionArg {
+    /// 32-bit floats
+    F32,
+    /// bfloat16
+    Bf16,
+    /// 4-bit NormalFloat, double-quantised
+    Nf4,
+}
+
+/// Where to compute.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// The GPU if this build and machine have one, else the CPU
+    Auto,
+    /// All cores
+    Cpu,
+    /// An NVIDIA GPU, or an error
+    Cuda,
+}
+
+impl Device {
+    /// Refuses what this build cannot do.
+    pub fn check(self) -> Result<(), Failure> {
+        match self {
+            Device::Auto | Device::Cpu => Ok(()),
+            Device::Cuda => Err(Failure::Input(anyhow!(
+                "`--device cuda`: this build computes on the CPU only; use `--device cpu` or `--device auto`"
+            ))),
+        }
+    }
+}
+
+/// A loaded model with its adapter and, where the directory has one, its tokenizer.
+pub struct Loaded {
+    /// The base model.
+    pub decoder: Decoder<Cpu>,
+    /// The adapter.
+    pub trained: Option<Trained<Cpu>>,
+    /// The tokenizer; none for directories that hold token models only.
+    pub tokenizer: Option<Tokenizer>,
+    dir: PathBuf,
+}
+
+impl ModelArgs {
+    /// Loads what the flags name.
+    pub fn load(&self) -> Result<Loaded, Failure> {
+        self.device.check()?;
+        let precision = match self.precision {
+            PrecisionArg::F32 => Precision::F32,
+            PrecisionArg::Bf16 => Precision::Bf16,
+            PrecisionArg::Nf4 => Precision::Nf4,
+        };
+        let decoder = Decoder::load(Cpu, &self.model, precision, true).input()?;
+        let read = |dir: &PathBuf| adapter::read(&Cpu, &decoder.config, dir);
+        let trained = self.adapter.as_ref().map(read).transpose().input()?;
+        let has_tokenizer = self.model.join("tokenizer.json").is_file();
+        let tokenizer = has_tokenizer.then(|| Tokenizer::load(&self.model)).transpose().input()?;
+        if let Some(tokenizer) = &tokenizer {
+            tokenizer.check_fits(decoder.config.vocab).input()?;
+        }
+        Ok(Loaded {
+            decoder,
+            trained,
+            tokenizer,
+            dir: self.model.clone(),
+        })
+    }
+}
+
+impl Loaded {
+    /// The tokenizer, or a sentence about what is missing.
+    pub fn tokenizer(&self) -> Result<&Tokenizer, Failure> {
+        self.tokenizer.as_ref().ok_or_else(|| {
+            Failure::Input(anyhow!(
+                "{}: no tokenizer.json in this directory, so text cannot be read; give token ids with `--ids FILE`",
+                self.dir.display()
+            ))
+        })
+    }
+
+    /// Tokens that end an answer.
+    pub fn end_ids(&self) -> Result<BTreeSet<u32>, Failure> {
+        match &self.tokenizer {
+            Some(tokenizer) => Ok(tokenizer.end_ids().clone()),
+            None => crate::text::tokenizer::end_ids(&self.dir).input(),
+        }
+    }
+}
+
+/// Reads token ids: a JSON array of arrays, or one array.
+pub fn read_ids(path: &Path) -> Result<Vec<Vec<u32>>, Failure> {
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum Ids {
+        Many(Vec<Vec<u32>>),
+        One(Vec<u32>),
+    }
+    let text = read_text(path)?;
+    let ids = serde_json::from_str(&text).with_context(|| {
+        format!(
+            "{}: a JSON array of token-id arrays was expected, such as [[1, 2, 3]]",
+            path.display()
+        )
+    });
+    Ok(match ids.input()? {
+        Ids::Many(many) => many,
+        Ids::One(one) => vec![one],
+    })
+}
+
+/// Reads a text file; `-` is stdin.
+pub fn read_text(path: &Path) -> Result<String, Failure> {
+    if path == Path::new("-") {
+        return std::io::read_to_string(std::io::stdin()).context("stdin").input();
+    }
+    std::fs::read_to_string(path).with_context(|| path.display().to_string()).input()
+}

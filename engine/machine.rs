@@ -1,0 +1,120 @@
+//! What this machine has: processor, memory, disk, GPU driver, hub token.
+//!
+//! Holds facts read from the system, for `doctor` and for a run's `environment.json`. It refuses to guess: what cannot be read is
+//! `None`. Linux is read from /proc; elsewhere fewer facts are known.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Facts about the machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Version of this program.
+    pub engine: String,
+    /// Operating system and architecture.
+    pub system: String,
+    /// Processor model.
+    pub cpu: Option<String>,
+    /// Cores that this process may use.
+    pub cores: usize,
+    /// The widest vector instructions that the CPU backend uses here.
+    pub vectors: String,
+    /// Bytes of memory.
+    pub memory: Option<u64>,
+    /// Bytes of memory that are free or can be freed.
+    pub memory_free: Option<u64>,
+    /// Version of the NVIDIA driver.
+    pub gpu_driver: Option<String>,
+    /// NVIDIA GPUs.
+    pub gpus: Vec<String>,
+    /// Folder of downloaded models and data.
+    pub hub_cache: Option<PathBuf>,
+    /// Where a hub token was found.
+    pub hub_token: Option<String>,
+}
+
+impl Machine {
+    /// Looks.
+    pub fn inspect() -> Self {
+        let read = |path: &str| std::fs::read_to_string(path).ok();
+        let meminfo = read("/proc/meminfo");
+        let memory = |field: &str| {
+            let line = meminfo.as_ref()?.lines().find_map(|l| l.strip_prefix(field))?;
+            line.trim_start_matches(':').split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+        };
+        let cpuinfo = read("/proc/cpuinfo");
+        let cpu = cpuinfo.as_ref().and_then(|text| {
+            let line = text.lines().find(|l| l.starts_with("model name"))?;
+            Some(line.split_once(':')?.1.trim().to_string())
+        });
+        let driver = read("/proc/driver/nvidia/version")
+            .and_then(|t| t.split_whitespace().find(|w| w.contains('.') && w.starts_with(|c: char| c.is_ascii_digit())).map(str::to_string));
+        Machine {
+            engine: env!("CARGO_PKG_VERSION").to_string(),
+            system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+            cpu,
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            vectors: vectors().to_string(),
+            memory: memory("MemTotal"),
+            memory_free: memory("MemAvailable"),
+            gpu_driver: driver,
+            gpus: gpus(),
+            hub_cache: crate::data::hub::cache_dir(),
+            hub_token: crate::data::hub::token_place(),
+        }
+    }
+
+    /// Lines for people: each fact, and what to do where something is missing.
+    pub fn report(&self) -> Vec<String> {
+        let gib = |bytes: Option<u64>| bytes.map_or("unknown".to_string(), |b| format!("{:.1} GiB", b as f64 / 1_073_741_824.0));
+        let gpu = match (&self.gpu_driver, self.gpus.is_empty()) {
+            (Some(driver), false) => format!("{} (driver {driver}); this build computes on the CPU only", self.gpus.join(", ")),
+            (Some(driver), true) => format!("driver {driver}, but no GPU was found; is it visible to this process?"),
+            (None, _) => "none found; everything runs on the CPU".to_string(),
+        };
+        let token = match &self.hub_token {
+            Some(place) => format!("found in {place}"),
+            None => "none: gated models (Llama, Mistral) need one; make it at https://huggingface.co/settings/tokens and set HF_TOKEN".to_string(),
+        };
+        let cache = match &self.hub_cache {
+            Some(dir) => dir.display().to_string(),
+            None => "no home directory: set HF_HOME to a folder for downloads".to_string(),
+        };
+        vec![
+            format!("engine     medft-engine {} on {}", self.engine, self.system),
+            format!("cpu        {}, {} cores, {}", self.cpu.as_deref().unwrap_or("unknown"), self.cores, self.vectors),
+            format!("memory     {} free of {}", gib(self.memory_free), gib(self.memory)),
+            format!("gpu        {gpu}"),
+            format!("hub cache  {cache}"),
+            format!("hub token  {token}"),
+        ]
+    }
+}
+
+/// The vector instructions that the CPU backend picks here.
+fn vectors() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            return "AVX-512";
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            return "AVX2 with FMA";
+        }
+        "SSE2 only: expect a quarter of the usual speed"
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    if cfg!(target_arch = "aarch64") { "NEON" } else { "no vector instructions known" }
+}
+
+/// Names of NVIDIA GPUs, as the kernel module lists them.
+fn gpus() -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir("/proc/driver/nvidia/gpus") else { return Vec::new() };
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter_map(|e| std::fs::read_to_string(e.path().join("information")).ok())
+        .filter_map(|text| text.lines().find_map(|l| l.strip_prefix("Model:").map(|m| m.trim().to_string())))
+        .collect();
+    names.sort();
+    names
+}
