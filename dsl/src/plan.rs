@@ -57,9 +57,14 @@ pub struct Data {
 /// Where rows or weights lie. Paths are resolved against the folder of the file that names them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
+#[allow(missing_docs)]
 pub enum Source {
     /// A file of a dataset repository on the hub.
-    Hf { repo: String, file: String, revision: String },
+    Hf {
+        repo: String,
+        file: String,
+        revision: String,
+    },
     /// Comma-separated values with a header line.
     Csv { path: PathBuf, delimiter: char },
     /// One JSON object a line.
@@ -69,11 +74,15 @@ pub enum Source {
 /// The part of a row that the model reads.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
+#[allow(missing_docs)]
 pub enum TextView {
     /// A whole column.
     Column { column: String },
     /// Named sections of a SOAP note, in this order.
-    Sections { column: String, sections: Vec<String> },
+    Sections {
+        column: String,
+        sections: Vec<String>,
+    },
 }
 
 /// What is replaced in the text before anybody reads it.
@@ -152,6 +161,7 @@ pub struct Model {
 /// Where a checkpoint lies.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
+#[allow(missing_docs)]
 pub enum Weights {
     /// A model repository on the hub.
     Hf { repo: String, revision: String },
