@@ -57,6 +57,7 @@ pub struct Data {
 /// Where rows or weights lie. Paths are resolved against the folder of the file that names them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
+#[allow(missing_docs)]
 pub enum Source {
     /// A file of a dataset repository on the hub.
     Hf {
@@ -73,6 +74,7 @@ pub enum Source {
 /// The part of a row that the model reads.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
+#[allow(missing_docs)]
 pub enum TextView {
     /// A whole column.
     Column { column: String },
@@ -159,6 +161,7 @@ pub struct Model {
 /// Where a checkpoint lies.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
+#[allow(missing_docs)]
 pub enum Weights {
     /// A model repository on the hub.
     Hf { repo: String, revision: String },
