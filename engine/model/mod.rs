@@ -1,1 +1,3 @@
 //! model
+pub mod nf4;
+pub mod philox;
