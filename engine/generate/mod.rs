@@ -1,1 +1,2 @@
 //! generate
+pub mod sampler;
