@@ -1,6 +1,9 @@
 //! Released templates and tokenizers: chat examples as Transformers renders them, training examples,
 //! truncation. Skipped, with a word, where the files are not there.
 
+// Helpers of tests are tests, which clippy only sees for `#[test]` functions.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+
 use std::path::{Path, PathBuf};
 
 use medft_dsl::plan::{Level, Task};
