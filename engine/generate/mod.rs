@@ -1,5 +1,2 @@
-//! From prompts to answers: batches over a KV cache, sampling, stopping.
-
-pub mod engine;
+//! generate
 pub mod sampler;
-pub mod score;

@@ -1,4 +1,8 @@
-//! text
+//! Text to tokens: from a row of data to a packed batch.
+//!
+//! Holds chat templates, tokenizers, the renderer that training and inference share, and packing. It
+//! refuses to know where rows come from (`data/`) or what becomes of batches (`model/`, `train/`).
+
 pub mod answer;
 pub mod date;
 pub mod error;

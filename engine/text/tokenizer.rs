@@ -5,6 +5,7 @@
 //! the post-processor's BOS, rendered text never does, or BOS would come twice.
 
 use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use super::TextError;
@@ -38,14 +39,14 @@ impl Tokenizer {
             path: path.clone(),
             reason,
         };
-        // The library panics on some files that are not JSON, such as a download that broke off.
+        // Where a download broke off, this says so by line; the library would panic.
         serde_json::from_slice::<serde_json::Value>(&bytes).map_err(|e| unusable(e.to_string()))?;
-        let mut inner =
-            tokenizers::Tokenizer::from_bytes(&bytes).map_err(|e| unusable(e.to_string()))?;
-        inner
-            .with_truncation(None)
-            .map_err(|e| unusable(e.to_string()))?
-            .with_padding(None);
+        let inner = without_panic(|| {
+            let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)?;
+            inner.with_truncation(None)?.with_padding(None);
+            Ok(inner)
+        })
+        .map_err(unusable)?;
         let largest = inner
             .get_vocab(true)
             .into_values()
@@ -113,10 +114,7 @@ impl Tokenizer {
     /// # Errors
     /// When the library cannot encode the text.
     pub fn token_ends(&self, text: &str) -> Result<Vec<usize>, TextError> {
-        let encoding = self
-            .inner
-            .encode(text, false)
-            .map_err(|e| self.failed(&e))?;
+        let encoding = self.call(|inner| inner.encode(text, false))?;
         let mut last = 0;
         Ok(encoding
             .get_offsets()
@@ -135,9 +133,7 @@ impl Tokenizer {
     /// # Errors
     /// When the library cannot decode them.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TextError> {
-        self.inner
-            .decode(ids, skip_special)
-            .map_err(|e| self.failed(&e))
+        self.call(|inner| inner.decode(ids, skip_special))
     }
 
     /// The token as the vocabulary spells it (`Ġfever`, `<|im_end|>`).
@@ -191,17 +187,26 @@ impl Tokenizer {
     }
 
     fn encode(&self, text: &str, special_tokens: bool) -> Result<Vec<u32>, TextError> {
-        let encoding = self
-            .inner
-            .encode_fast(text, special_tokens)
-            .map_err(|e| self.failed(&e))?;
+        let encoding = self.call(|inner| inner.encode_fast(text, special_tokens))?;
         Ok(encoding.get_ids().to_vec())
     }
 
-    fn failed(&self, error: &tokenizers::Error) -> TextError {
-        TextError::Encode {
+    fn call<T>(
+        &self,
+        function: impl FnOnce(&tokenizers::Tokenizer) -> tokenizers::Result<T>,
+    ) -> Result<T, TextError> {
+        without_panic(|| function(&self.inner)).map_err(|reason| TextError::Encode {
             path: self.path.clone(),
-            reason: error.to_string(),
-        }
+            reason,
+        })
+    }
+}
+
+/// Calls the library, which panics on some inconsistent files (a post-processor that names a token
+/// which is not there). Nothing of it is used after a panic but by another call through here.
+fn without_panic<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(_) => Err("its parts contradict each other".to_owned()),
     }
 }
