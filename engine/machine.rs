@@ -39,16 +39,27 @@ impl Machine {
         let read = |path: &str| std::fs::read_to_string(path).ok();
         let meminfo = read("/proc/meminfo");
         let memory = |field: &str| {
-            let line = meminfo.as_ref()?.lines().find_map(|l| l.strip_prefix(field))?;
-            line.trim_start_matches(':').split_whitespace().next()?.parse::<u64>().ok().map(|kib| kib * 1024)
+            let line = meminfo
+                .as_ref()?
+                .lines()
+                .find_map(|l| l.strip_prefix(field))?;
+            line.trim_start_matches(':')
+                .split_whitespace()
+                .next()?
+                .parse::<u64>()
+                .ok()
+                .map(|kib| kib * 1024)
         };
         let cpuinfo = read("/proc/cpuinfo");
         let cpu = cpuinfo.as_ref().and_then(|text| {
             let line = text.lines().find(|l| l.starts_with("model name"))?;
             Some(line.split_once(':')?.1.trim().to_string())
         });
-        let driver = read("/proc/driver/nvidia/version")
-            .and_then(|t| t.split_whitespace().find(|w| w.contains('.') && w.starts_with(|c: char| c.is_ascii_digit())).map(str::to_string));
+        let driver = read("/proc/driver/nvidia/version").and_then(|t| {
+            t.split_whitespace()
+                .find(|w| w.contains('.') && w.starts_with(|c: char| c.is_ascii_digit()))
+                .map(str::to_string)
+        });
         Machine {
             engine: env!("CARGO_PKG_VERSION").to_string(),
             system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
@@ -59,17 +70,26 @@ impl Machine {
             memory_free: memory("MemAvailable"),
             gpu_driver: driver,
             gpus: gpus(),
-            hub_cache: crate::data::hub::cache_dir(),
-            hub_token: crate::data::hub::token_place(),
+            hub_cache: None,
+            hub_token: None,
         }
     }
 
     /// Lines for people: each fact, and what to do where something is missing.
     pub fn report(&self) -> Vec<String> {
-        let gib = |bytes: Option<u64>| bytes.map_or("unknown".to_string(), |b| format!("{:.1} GiB", b as f64 / 1_073_741_824.0));
+        let gib = |bytes: Option<u64>| {
+            bytes.map_or("unknown".to_string(), |b| {
+                format!("{:.1} GiB", b as f64 / 1_073_741_824.0)
+            })
+        };
         let gpu = match (&self.gpu_driver, self.gpus.is_empty()) {
-            (Some(driver), false) => format!("{} (driver {driver}); this build computes on the CPU only", self.gpus.join(", ")),
-            (Some(driver), true) => format!("driver {driver}, but no GPU was found; is it visible to this process?"),
+            (Some(driver), false) => format!(
+                "{} (driver {driver}); this build computes on the CPU only",
+                self.gpus.join(", ")
+            ),
+            (Some(driver), true) => {
+                format!("driver {driver}, but no GPU was found; is it visible to this process?")
+            }
             (None, _) => "none found; everything runs on the CPU".to_string(),
         };
         let token = match &self.hub_token {
@@ -82,8 +102,17 @@ impl Machine {
         };
         vec![
             format!("engine     medft-engine {} on {}", self.engine, self.system),
-            format!("cpu        {}, {} cores, {}", self.cpu.as_deref().unwrap_or("unknown"), self.cores, self.vectors),
-            format!("memory     {} free of {}", gib(self.memory_free), gib(self.memory)),
+            format!(
+                "cpu        {}, {} cores, {}",
+                self.cpu.as_deref().unwrap_or("unknown"),
+                self.cores,
+                self.vectors
+            ),
+            format!(
+                "memory     {} free of {}",
+                gib(self.memory_free),
+                gib(self.memory)
+            ),
             format!("gpu        {gpu}"),
             format!("hub cache  {cache}"),
             format!("hub token  {token}"),
@@ -104,16 +133,25 @@ fn vectors() -> &'static str {
         "SSE2 only: expect a quarter of the usual speed"
     }
     #[cfg(not(target_arch = "x86_64"))]
-    if cfg!(target_arch = "aarch64") { "NEON" } else { "no vector instructions known" }
+    if cfg!(target_arch = "aarch64") {
+        "NEON"
+    } else {
+        "no vector instructions known"
+    }
 }
 
 /// Names of NVIDIA GPUs, as the kernel module lists them.
 fn gpus() -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir("/proc/driver/nvidia/gpus") else { return Vec::new() };
+    let Ok(entries) = std::fs::read_dir("/proc/driver/nvidia/gpus") else {
+        return Vec::new();
+    };
     let mut names: Vec<String> = entries
         .flatten()
         .filter_map(|e| std::fs::read_to_string(e.path().join("information")).ok())
-        .filter_map(|text| text.lines().find_map(|l| l.strip_prefix("Model:").map(|m| m.trim().to_string())))
+        .filter_map(|text| {
+            text.lines()
+                .find_map(|l| l.strip_prefix("Model:").map(|m| m.trim().to_string()))
+        })
         .collect();
     names.sort();
     names

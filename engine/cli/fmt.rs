@@ -21,7 +21,9 @@ pub struct Args {
 pub fn run(args: Args) -> Outcome {
     let (mut changed, mut broken) = (false, false);
     for path in &args.recipes {
-        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string()).input()?;
+        let text = std::fs::read_to_string(path)
+            .with_context(|| path.display().to_string())
+            .input()?;
         let formatted = match medft_dsl::format(&SourceFile::new(path, &text)) {
             Ok(formatted) => formatted,
             Err(diagnostics) => {
@@ -32,7 +34,11 @@ pub fn run(args: Args) -> Outcome {
         };
         if formatted != text {
             changed = true;
-            let verb = if args.check { "would change" } else { "formatted" };
+            let verb = if args.check {
+                "would change"
+            } else {
+                "formatted"
+            };
             output::line(&format!("{verb} {}", path.display()))?;
             if !args.check {
                 write_whole(path, formatted.as_bytes()).work()?;

@@ -64,13 +64,23 @@ pub struct DecodeArgs {
 }
 
 fn positive(text: &str) -> Result<f64, String> {
-    let value: f64 = text.parse().map_err(|_| "a number was expected".to_string())?;
-    if value > 0.0 && value.is_finite() { Ok(value) } else { Err("a number above 0 was expected".into()) }
+    let value: f64 = text
+        .parse()
+        .map_err(|_| "a number was expected".to_string())?;
+    if value > 0.0 && value.is_finite() {
+        Ok(value)
+    } else {
+        Err("a number above 0 was expected".into())
+    }
 }
 
 fn share(text: &str) -> Result<f64, String> {
     let value = positive(text)?;
-    if value <= 1.0 { Ok(value) } else { Err("a number above 0 and up to 1 was expected".into()) }
+    if value <= 1.0 {
+        Ok(value)
+    } else {
+        Err("a number above 0 and up to 1 was expected".into())
+    }
 }
 
 impl DecodeArgs {
@@ -82,7 +92,11 @@ impl DecodeArgs {
             temperature: self.temperature,
             top_p: self.top_p,
             top_k: self.top_k,
-            repetition_penalty: self.repetition_penalty.unwrap_or(if self.greedy { 1.0 } else { 1.1 }),
+            repetition_penalty: self.repetition_penalty.unwrap_or(if self.greedy {
+                1.0
+            } else {
+                1.1
+            }),
             seed: self.seed,
         }
     }
@@ -117,12 +131,27 @@ pub fn run(args: Args) -> Outcome {
         settings: &settings,
         end_ids: &end_ids,
     };
-    let requests: Vec<Request> =
-        prompts.iter().enumerate().map(|(row, prompt)| Request { row: row as u64, prompt }).collect();
+    let requests: Vec<Request> = prompts
+        .iter()
+        .enumerate()
+        .map(|(row, prompt)| Request {
+            row: row as u64,
+            prompt,
+        })
+        .collect();
     let mut results = Vec::new();
     for answer in generator.answer(&requests).input()? {
-        let text = model.tokenizer.as_ref().map(|t| t.decode(&answer.ids, true)).transpose().input()?;
-        results.push(Generated { text, ids: answer.ids, finish: answer.finish });
+        let text = model
+            .tokenizer
+            .as_ref()
+            .map(|t| t.decode(&answer.ids, true))
+            .transpose()
+            .input()?;
+        results.push(Generated {
+            text,
+            ids: answer.ids,
+            finish: answer.finish,
+        });
     }
     if args.json {
         return match results.as_slice() {

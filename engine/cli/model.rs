@@ -87,7 +87,10 @@ impl ModelArgs {
         let read = |dir: &PathBuf| adapter::read(&Cpu, &decoder.config, dir);
         let trained = self.adapter.as_ref().map(read).transpose().input()?;
         let has_tokenizer = self.model.join("tokenizer.json").is_file();
-        let tokenizer = has_tokenizer.then(|| Tokenizer::load(&self.model)).transpose().input()?;
+        let tokenizer = has_tokenizer
+            .then(|| Tokenizer::load(&self.model))
+            .transpose()
+            .input()?;
         if let Some(tokenizer) = &tokenizer {
             tokenizer.check_fits(decoder.config.vocab).input()?;
         }
@@ -144,7 +147,11 @@ pub fn read_ids(path: &Path) -> Result<Vec<Vec<u32>>, Failure> {
 /// Reads a text file; `-` is stdin.
 pub fn read_text(path: &Path) -> Result<String, Failure> {
     if path == Path::new("-") {
-        return std::io::read_to_string(std::io::stdin()).context("stdin").input();
+        return std::io::read_to_string(std::io::stdin())
+            .context("stdin")
+            .input();
     }
-    std::fs::read_to_string(path).with_context(|| path.display().to_string()).input()
+    std::fs::read_to_string(path)
+        .with_context(|| path.display().to_string())
+        .input()
 }

@@ -7,7 +7,9 @@ use std::path::PathBuf;
 
 /// Arguments of `score`.
 #[derive(clap::Args)]
-#[command(after_help = "nll is the mean over the tokens after the first, natural log; perplexity is e to its power.")]
+#[command(
+    after_help = "nll is the mean over the tokens after the first, natural log; perplexity is e to its power."
+)]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -41,7 +43,16 @@ pub fn run(args: Args) -> Outcome {
     if args.json {
         return output::json(&scores);
     }
-    for (i, Score { ids, logprobs, nll, perplexity }) in scores.iter().enumerate() {
+    for (
+        i,
+        Score {
+            ids,
+            logprobs,
+            nll,
+            perplexity,
+        },
+    ) in scores.iter().enumerate()
+    {
         if args.input.text.is_some() {
             for (id, logprob) in ids.iter().skip(1).zip(logprobs) {
                 let token = model.tokenizer()?.decode(&[*id], false).input()?;

@@ -47,7 +47,9 @@ enum RoleName {
 pub fn read_chat(path: &Path) -> Result<Chat, Failure> {
     let text = read_text(path)?;
     let expected = "a JSON list of messages was expected, such as [{\"role\": \"user\", \"content\": \"...\"}]";
-    serde_json::from_str(&text).with_context(|| format!("{}: {expected}", path.display())).input()
+    serde_json::from_str(&text)
+        .with_context(|| format!("{}: {expected}", path.display()))
+        .input()
 }
 
 impl Chat {
@@ -58,8 +60,14 @@ impl Chat {
             RoleName::User => Role::User,
             RoleName::Assistant => Role::Assistant,
         };
-        let messages: Vec<Message> =
-            self.turns.iter().map(|turn| Message { role: message(turn), content: &turn.content }).collect();
+        let messages: Vec<Message> = self
+            .turns
+            .iter()
+            .map(|turn| Message {
+                role: message(turn),
+                content: &turn.content,
+            })
+            .collect();
         template.render(&messages, true).input()
     }
 }

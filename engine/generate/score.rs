@@ -46,19 +46,31 @@ pub fn score<B: Backend>(
     while from < sequences.len() {
         let mut batch = Packed::default();
         let mut to = from;
-        while to < sequences.len() && (to == from || batch.tokens() + sequences[to].len() <= capacity) {
+        while to < sequences.len()
+            && (to == from || batch.tokens() + sequences[to].len() <= capacity)
+        {
             let start = batch.push(&sequences[to], 0, to - from);
             let next = sequences[to].iter().enumerate().skip(1);
-            batch.targets.extend(next.map(|(i, id)| Target { row: start + i - 1, id: *id }));
+            batch.targets.extend(next.map(|(i, id)| Target {
+                row: start + i - 1,
+                id: *id,
+            }));
             to += 1;
         }
         let n = batch.tokens();
-        let mut losses = decoder.losses(trained, &decoder.backend.upload(batch), n, &mut ws).into_iter();
+        let mut losses = decoder
+            .losses(trained, &decoder.backend.upload(batch), n, &mut ws)
+            .into_iter();
         for ids in &sequences[from..to] {
             let logprobs: Vec<f32> = losses.by_ref().take(ids.len() - 1).map(|l| -l).collect();
             let sum: f64 = logprobs.iter().map(|l| -f64::from(*l)).sum();
             let nll = sum / logprobs.len().max(1) as f64;
-            scores.push(Score { ids: ids.clone(), logprobs, nll, perplexity: nll.exp() });
+            scores.push(Score {
+                ids: ids.clone(),
+                logprobs,
+                nll,
+                perplexity: nll.exp(),
+            });
         }
         from = to;
     }

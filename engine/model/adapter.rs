@@ -7,7 +7,7 @@ use super::checkpoint::{CheckpointError, open_file};
 use super::config::Config;
 use super::trained::{LoraShape, Trained, Tuning, linear_shape};
 use crate::backend::Backend;
-use crate::data::whole_file::{WholeFileError, write_whole};
+use crate::data::whole_file::{WriteError, write_whole};
 use medft_dsl::plan::Linear;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
@@ -51,7 +51,7 @@ pub enum AdapterError {
     },
     /// A file could not be written.
     #[error(transparent)]
-    Write(#[from] WholeFileError),
+    Write(#[from] WriteError),
     /// The weights could not be laid out.
     #[error("{path}: {source}")]
     Layout {

@@ -69,13 +69,7 @@ impl Tokenizer {
                 ))
             })?);
         }
-        let generation = match ModelFile::read(dir, "generation_config.json")? {
-            Some(config) => Some(config),
-            None => ModelFile::read(dir, "config.json")?,
-        };
-        if let Some(config) = generation {
-            end_ids.extend(config.token_ids("eos_token_id")?);
-        }
+        end_ids.extend(self::end_ids(dir)?);
 
         let mut hasher = blake3::Hasher::new();
         hasher.update(&bytes);
@@ -200,6 +194,20 @@ impl Tokenizer {
             reason,
         })
     }
+}
+
+/// The end tokens that `generation_config.json` or, without that file, `config.json` names: also for directories
+/// without a tokenizer.
+///
+/// # Errors
+/// When a file cannot be used.
+pub fn end_ids(dir: &Path) -> Result<BTreeSet<u32>, TextError> {
+    let generation = match ModelFile::read(dir, "generation_config.json")? {
+        Some(config) => Some(config),
+        None => ModelFile::read(dir, "config.json")?,
+    };
+    let ids = generation.map(|config| config.token_ids("eos_token_id"));
+    Ok(ids.transpose()?.unwrap_or_default().into_iter().collect())
 }
 
 /// Calls the library, which panics on some inconsistent files (a post-processor that names a token

@@ -6,7 +6,7 @@ pub mod schedule;
 pub mod session;
 pub mod snapshot;
 
-use crate::data::whole_file::WholeFileError;
+use crate::data::whole_file::WriteError;
 use crate::model::adapter::AdapterError;
 use std::path::PathBuf;
 
@@ -38,7 +38,7 @@ pub enum TrainError {
     Adapter(#[from] AdapterError),
     /// A file could not be written.
     #[error(transparent)]
-    Write(#[from] WholeFileError),
+    Write(#[from] WriteError),
     /// A file or folder could not be read or changed.
     #[error("{path}: {source}")]
     Io {
