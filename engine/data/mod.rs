@@ -5,6 +5,7 @@
 //! bytes of the file, the plan and the seed only, never on the machine.
 
 pub mod explore;
+pub mod hub;
 pub mod icd10;
 pub mod leaks;
 pub mod near;
