@@ -4,9 +4,13 @@
 //! `leaks` and `explore`. It refuses tokenizers and models. Invariant: everything here depends on the
 //! bytes of the file, the plan and the seed only, never on the machine.
 
+pub mod explore;
+pub mod hub;
 pub mod icd10;
+pub mod leaks;
 pub mod near;
 pub mod rows;
+pub mod split;
 pub mod titles;
 pub mod view;
 pub mod whole_file;

@@ -107,11 +107,11 @@ impl Sections {
             .into_iter()
             .map(|name| regex::escape(name.trim()))
             .collect();
-        // At the start of a line or after bold or heading marks (MedSynth's notes came without line breaks), perhaps
-        // a number, the name, and then a colon, closing bold or the end of the line:
-        // `**1. Subjective:****Chief`, `** 2. Objective ****`, `#####1. Subjective: Chief`, `### Plan`, `Plan:`.
+        // At the start of a line, after bold or heading marks, or after a number (MedSynth's notes came without line
+        // breaks); then the name; then a colon, a dash, marks or the end of the line:
+        // `**1. Subjective:****Chief`, `** 2. Objective ****`, `.2. Objective: -`, `### 3. Assessment-`, `Plan:`.
         let pattern = format!(
-            r"(?im)(?:^|\*\*|#)[\s*#_-]*(?:\d+\s*[.)]\s*)?[*_]*({})[*_]*\s*(?::|\*\*|$)",
+            r"(?im)(?:(?:^|\*\*|#)[\s*#_-]*(?:\d+\s*[.)]\s*)?|\d\s*[.)]\s*)[*_]*({})[*_]*\s*(?:[:#-]|\*\*|$)",
             names.join("|")
         );
         Ok(Sections {
@@ -192,6 +192,7 @@ mod tests {
             "**1. Subjective:****CC:** cough**2. Objective:** fever**3. Assessment:**flu**4. Plan:** rest",
             "** 1. Subjective: ****CC:** cough** 2. Objective ****fever**3. Assessment****flu**4. Plan** rest",
             "#####1. Subjective: cough##### 2. Objective: fever #### 3. ASSESSMENT: flu####4. Plan: rest",
+            "#####1. Subjective - cough.2. Objective: fever### 3. Assessment- flu4. Plan: rest",
             "### Subjective\ncough\n### Objective\nfever\n### Assessment\nflu\n\n### Plan\nrest",
             "Subjective: cough\nObjective: fever\n  Assessment: flu\nPlan: rest",
             "SUBJECTIVE\ncough\nOBJECTIVE\nfever\nASSESSMENT AND PLAN\nflu, rest",

@@ -4,6 +4,7 @@
 //! Invariant: a code's normal form has no dot, so that every spelling of one code has one [`Key`].
 
 use super::{CodeId, CodeTree, Retired};
+use medft_dsl::plan::Level;
 
 /// A code without its dot, in capitals, padded with zeros: the longest has 7 characters (`S72001A`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -98,6 +99,20 @@ impl CodeTree {
                 .rev()
                 .find_map(|len| self.find(key.prefix(len)))
         })
+    }
+
+    /// The label of a gold code at `level`: the code with its dot, or its category, block or chapter, also for a
+    /// code that is no longer in the tree. What is no code is its own label at every level.
+    pub fn label(&self, written: &str, level: Level) -> String {
+        let row = if level == Level::Code {
+            self.parse(written)
+        } else {
+            self.nearest(written)
+        };
+        match row.and_then(|id| self.at_level(id, level)) {
+            Some(id) => self.code(id).to_owned(),
+            None => dotted(written).unwrap_or_else(|| written.trim().to_uppercase()),
+        }
     }
 
     /// Billable, a parent, retired or unknown.
@@ -224,6 +239,10 @@ mod tests {
         assert_eq!(nearest("T814XXA"), Some("T81.4"));
         assert_eq!(nearest("CH99"), None);
         assert_eq!(nearest("A0x"), None);
+        assert_eq!(tree.label("H4011X1", Level::Code), "H40.11X1");
+        assert_eq!(tree.label("H4011X1", Level::Category), "H40");
+        assert_eq!(tree.label("f32a", Level::Code), "F32.A");
+        assert_eq!(tree.label(" cough ", Level::Chapter), "COUGH");
     }
 
     proptest! {
