@@ -3,6 +3,7 @@
 //! Holds facts read from the system, for `doctor` and for a run's `environment.json`. It refuses to guess: what cannot be read is
 //! `None`. Linux is read from /proc; elsewhere fewer facts are known.
 
+use crate::data::hub::Hub;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -28,9 +29,9 @@ pub struct Machine {
     /// NVIDIA GPUs.
     pub gpus: Vec<String>,
     /// Folder of downloaded models and data.
-    pub hub_cache: Option<PathBuf>,
-    /// Where a hub token was found.
-    pub hub_token: Option<String>,
+    pub hub_cache: PathBuf,
+    /// Whether there is a hub token.
+    pub hub_token: bool,
 }
 
 impl Machine {
@@ -60,6 +61,7 @@ impl Machine {
                 .find(|w| w.contains('.') && w.starts_with(|c: char| c.is_ascii_digit()))
                 .map(str::to_string)
         });
+        let hub = Hub::from_env();
         Machine {
             engine: env!("CARGO_PKG_VERSION").to_string(),
             system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
@@ -70,8 +72,8 @@ impl Machine {
             memory_free: memory("MemAvailable"),
             gpu_driver: driver,
             gpus: gpus(),
-            hub_cache: None,
-            hub_token: None,
+            hub_cache: hub.cache().to_path_buf(),
+            hub_token: hub.has_token(),
         }
     }
 
@@ -92,13 +94,10 @@ impl Machine {
             }
             (None, _) => "none found; everything runs on the CPU".to_string(),
         };
-        let token = match &self.hub_token {
-            Some(place) => format!("found in {place}"),
-            None => "none: gated models (Llama, Mistral) need one; make it at https://huggingface.co/settings/tokens and set HF_TOKEN".to_string(),
-        };
-        let cache = match &self.hub_cache {
-            Some(dir) => dir.display().to_string(),
-            None => "no home directory: set HF_HOME to a folder for downloads".to_string(),
+        let token = if self.hub_token {
+            "found"
+        } else {
+            "none: gated models (Llama) need one; make it at https://huggingface.co/settings/tokens and set HF_TOKEN"
         };
         vec![
             format!("engine     medft-engine {} on {}", self.engine, self.system),
@@ -114,7 +113,7 @@ impl Machine {
                 gib(self.memory)
             ),
             format!("gpu        {gpu}"),
-            format!("hub cache  {cache}"),
+            format!("hub cache  {}", self.hub_cache.display()),
             format!("hub token  {token}"),
         ]
     }

@@ -1,0 +1,105 @@
+//! Models of a study: where they lie, and the one that is loaded.
+//!
+//! Invariant: at most one base model is in memory.
+
+use super::StudyError;
+use super::observer::{Observer, StudyEvent};
+use super::resolve::Resolved;
+use crate::backend::cpu::Cpu;
+use crate::data::hub::{DownloadProgress, Hub};
+use crate::model::decoder::Decoder;
+use crate::text::template::ChatTemplate;
+use crate::text::tokenizer::Tokenizer;
+use medft_dsl::plan::{Model, Weights};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// A base model with its tokenizer and chat template.
+pub struct Base {
+    /// The weights.
+    pub decoder: Decoder<Cpu>,
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The chat template.
+    pub template: ChatTemplate,
+}
+
+/// The folder of a model; downloads it if it is not here.
+///
+/// # Errors
+/// A folder that is not there, or a hub that does not give it.
+pub fn model_dir(model: &Model, observer: &mut dyn Observer) -> Result<PathBuf, StudyError> {
+    match &model.weights {
+        Weights::Dir { path } if path.is_dir() => Ok(path.clone()),
+        Weights::Dir { path } => Err(StudyError::NoModel { name: model.name.clone(), dir: path.clone() }),
+        Weights::Hf { repo, revision } => Ok(Hub::from_env().model(repo, revision, &mut Downloads::new(observer))?.dir),
+    }
+}
+
+/// Download progress as events.
+pub struct Downloads<'a> {
+    observer: &'a mut dyn Observer,
+    file: String,
+    done: u64,
+    total: u64,
+}
+
+impl<'a> Downloads<'a> {
+    /// Tells this observer.
+    pub fn new(observer: &'a mut dyn Observer) -> Self {
+        Downloads { observer, file: String::new(), done: 0, total: 0 }
+    }
+
+    fn tell(&mut self) {
+        let Downloads { file, done, total, .. } = self;
+        self.observer.event(StudyEvent::Download { file: file.clone(), done: *done, total: *total });
+    }
+}
+
+impl DownloadProgress for Downloads<'_> {
+    fn started(&mut self, file: &str, bytes: u64) {
+        (self.file, self.done, self.total) = (file.to_string(), 0, bytes);
+        self.tell();
+    }
+
+    fn advanced(&mut self, bytes: u64) {
+        self.done += bytes;
+        self.tell();
+    }
+
+    fn finished(&mut self) {
+        self.done = self.total;
+        self.tell();
+    }
+}
+
+/// Keeps the base model that was used last.
+#[derive(Default)]
+pub struct Bases {
+    last: Option<(String, Arc<Base>)>,
+}
+
+impl Bases {
+    /// Loads a model, or gives the one that is loaded.
+    ///
+    /// # Errors
+    /// Weights, tokenizer or template that cannot be used.
+    pub fn get(&mut self, model: &Model, resolved: &Resolved) -> Result<Arc<Base>, StudyError> {
+        if let Some((name, base)) = &self.last
+            && *name == model.name
+        {
+            return Ok(base.clone());
+        }
+        self.last = None;
+        let dir = resolved.model_path(model);
+        let text = |source| StudyError::Text { block: model.name.clone(), source };
+        let decoder = Decoder::load(Cpu, dir, model.precision, model.double_quant)
+            .map_err(|source| StudyError::Model { name: model.name.clone(), source })?;
+        let tokenizer = Tokenizer::load(dir).map_err(text)?;
+        tokenizer.check_fits(decoder.config.vocab).map_err(text)?;
+        let template = ChatTemplate::load(dir).map_err(text)?;
+        let base = Arc::new(Base { decoder, tokenizer, template });
+        self.last = Some((model.name.clone(), base.clone()));
+        Ok(base)
+    }
+}
