@@ -19,6 +19,7 @@ impl Checker<'_> {
     pub(super) fn call(
         &mut self,
         slot: Slot,
+        ty: &'static Ty,
         calls: &'static [CallSpec],
         word: &Word,
         args: &[Arg],
@@ -27,13 +28,8 @@ impl Checker<'_> {
         let Some(spec) = calls.iter().find(|call| call.name == word.text) else {
             let known = || calls.iter().map(|call| call.name);
             let message = format!("{slot} does not take `{}(...)`", word.text);
-            let takes = calls
-                .iter()
-                .map(CallSpec::describe)
-                .collect::<Vec<_>>()
-                .join(", ");
             let diagnostic = Diagnostic::new(Code::UnknownCall, word.span, message)
-                .label(format!("takes {takes}"));
+                .label(format!("expected {}", ty.describe()));
             self.sink
                 .push(diagnostic.near("a call", nearest(&word.text, known())));
             return None;
@@ -76,7 +72,8 @@ impl Checker<'_> {
                 }
                 None if position >= spec.params.len() => {
                     let most = spec.params.len();
-                    let message = format!("`{}(...)` takes at most {most} arguments", spec.name);
+                    let s = if most == 1 { "" } else { "s" };
+                    let message = format!("`{}(...)` takes at most {most} argument{s}", spec.name);
                     let label = format!("takes {}", names(spec.params.iter().map(|p| p.name)));
                     self.sink
                         .push(Diagnostic::new(Code::Positional, arg.span(), message).label(label));

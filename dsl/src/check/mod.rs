@@ -126,7 +126,7 @@ impl Checker<'_> {
                 Entry::Field(field) => field,
                 Entry::Block(inner) => {
                     let word = &inner.kind;
-                    let what = format!("unknown block `{}` in a `{}` block", word.text, spec.word);
+                    let what = format!("unknown block `{}` in {}", word.text, spec.kind.a_block());
                     let near = nearest(
                         &word.text,
                         (declared.kind == Kind::Train).then_some("sweep"),
@@ -180,7 +180,7 @@ fn unknown_field(kind: Kind, path: &Dotted) -> Diagnostic {
     let diagnostic = Diagnostic::new(
         Code::UnknownField,
         path.span(),
-        format!("unknown field `{text}` in a `{}` block", kind.word()),
+        format!("unknown field `{text}` in {}", kind.a_block()),
     );
     if path.rest.is_empty() {
         let diagnostic =

@@ -52,7 +52,8 @@ pub(super) struct Scope {
 
 /// What a bare word stands for.
 pub(super) enum Found<'a> {
-    Block(Kind, Span),
+    /// A block, its name and its place.
+    Block(Kind, String, Span),
     Let(&'a Value),
     /// A `let` whose value leads back to itself, which has been reported.
     Broken,
@@ -140,23 +141,24 @@ impl Scope {
                 _ => None,
             };
         }
-        let end = match self.names.get(name) {
-            Some((Meaning::Block(kind), span)) => return Found::Block(*kind, *span),
+        let declared = match self.names.get(name) {
             Some((Meaning::Let(index), _)) => {
-                self.lets.get(*index).and_then(|l| self.lets.get(l.end))
+                match self.lets.get(*index).and_then(|l| self.lets.get(l.end)) {
+                    Some(end) if !end.cyclic => end,
+                    _ => return Found::Broken,
+                }
+            }
+            Some((Meaning::Block(kind), span)) => {
+                return Found::Block(*kind, name.to_string(), *span);
             }
             None => return Found::Nothing,
         };
-        match end {
-            Some(Let {
-                cyclic: false,
-                value,
-                ..
-            }) => match value.name().and_then(|name| self.names.get(name)) {
-                Some((Meaning::Block(kind), span)) => Found::Block(*kind, *span),
-                _ => Found::Let(value),
-            },
-            _ => Found::Broken,
+        let named = declared.value.name();
+        match named.and_then(|name| Some((name, self.names.get(name)?))) {
+            Some((name, (Meaning::Block(kind), span))) => {
+                Found::Block(*kind, name.to_string(), *span)
+            }
+            _ => Found::Let(&declared.value),
         }
     }
 

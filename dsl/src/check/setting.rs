@@ -146,7 +146,9 @@ impl Checker<'_> {
                 first: first.clone(),
                 rest: Vec::new(),
             };
-            return Err(unknown_field(kind, &whole).into());
+            let calls = fields.iter().flat_map(|field| field.ty.calls());
+            let near = nearest(&first.text, calls.map(|call| call.name));
+            return Err(unknown_field(kind, &whole).near("a call", near).into());
         };
         let argument = match path.rest.as_slice() {
             [] if named.is_some() => {
@@ -177,7 +179,7 @@ impl Checker<'_> {
         let Some(call) = called.filter(|call| named.is_some() || call.name == first.text) else {
             return Err(no_place(
                 path,
-                format!("`{}` is `{}(...)` here", field.name, word.text),
+                format!("`{}` is `{}` here", field.name, word.text),
             ));
         };
         match call

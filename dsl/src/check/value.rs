@@ -39,14 +39,14 @@ impl Checker<'_> {
         if let ValueKind::Name(name) = &value.kind {
             return self.name(slot, ty, name, value.span);
         }
-        let Some(ty) = fitting(ty, &value.kind) else {
+        let Some(form) = fitting(ty, &value.kind) else {
             let diagnostic = self.mismatch(slot, ty, value);
             self.sink.push(diagnostic);
             return None;
         };
         let checked = |value: Val, span| Some(Checked { value, span });
         let span = value.span;
-        match (ty, &value.kind) {
+        match (form, &value.kind) {
             (Ty::Int { low, high, .. }, ValueKind::Int(n)) => match u64::try_from(*n) {
                 Ok(n) if (*low..=*high).contains(&n) => checked(Val::Int(n), span),
                 _ => self.out_of_range(slot, ty, value),
@@ -95,7 +95,7 @@ impl Checker<'_> {
             }
             (Ty::Block(_), ValueKind::Text(text)) => self.run(slot, ty, text, span),
             (Ty::Call(calls), ValueKind::Call(word, args)) => {
-                self.call(slot, calls, word, args, span)
+                self.call(slot, ty, calls, word, args, span)
             }
             (Ty::List(item), ValueKind::List(items)) => self.list(slot, item, items, span),
             _ => None,
@@ -132,15 +132,15 @@ impl Checker<'_> {
                     None => self.value(slot, ty, &value),
                 }
             }
-            Found::Block(kind, _) if kinds.contains(&kind) => Some(Checked {
-                value: Val::Block(name.to_string()),
+            Found::Block(kind, name, _) if kinds.contains(&kind) => Some(Checked {
+                value: Val::Block(name),
                 span,
             }),
-            Found::Block(kind, declared) => {
-                let message = format!("{slot} cannot be the {} block `{name}`", kind.word());
+            Found::Block(kind, name, declared) => {
+                let message = format!("{slot} cannot be `{name}`, {}", kind.a_block());
                 let diagnostic = Diagnostic::new(Code::WrongBlock, span, message)
                     .label(format!("expected {}", ty.describe()))
-                    .also(declared, format!("`{name}` is a {} block", kind.word()));
+                    .also(declared, format!("`{name}` is {}", kind.a_block()));
                 let there = self.scope.blocks(&kinds);
                 self.sink.push(match there.is_empty() {
                     true => diagnostic,
@@ -198,7 +198,7 @@ impl Checker<'_> {
         span: Span,
     ) -> Option<Checked> {
         let kinds = ty.blocks();
-        if self.scope.damaged && !kinds.is_empty() {
+        if self.scope.damaged && !kinds.is_empty() || self.sink.overflows() {
             return None;
         }
         let blocks = self.scope.blocks(&kinds);

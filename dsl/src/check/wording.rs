@@ -52,7 +52,7 @@ impl Checker<'_> {
     ) -> Option<Diagnostic> {
         let item = ty.item()?;
         let fits = match self.scope.find(name) {
-            Found::Block(kind, _) => item.blocks().contains(&kind),
+            Found::Block(kind, ..) => item.blocks().contains(&kind),
             _ => item.takes_word(name),
         };
         let message = format!("{slot} must be {}, found `{name}`", ty.describe());

@@ -128,6 +128,14 @@ impl Sink {
         self.found.push(diagnostic);
     }
 
+    /// Counts an error instead of making it, where making it is dear, once enough are stored.
+    pub(crate) fn overflows(&mut self) -> bool {
+        let full = self.found.len() >= MOST;
+        self.errors += usize::from(full);
+        self.left_out += usize::from(full);
+        full
+    }
+
     /// How many errors were pushed so far; unchanged means that a step went well.
     pub(crate) fn errors(&self) -> usize {
         self.errors

@@ -78,8 +78,10 @@ fn block_help(block: &BlockSpec) -> String {
 
 fn field_help(block: &BlockSpec, field: &'static FieldSpec) -> String {
     let mut out = format!(
-        "`{}` in a `{}` block: {}\n",
-        field.name, block.word, field.help
+        "`{}` in {}: {}\n",
+        field.name,
+        block.kind.a_block(),
+        field.help
     );
     let _ = writeln!(
         out,

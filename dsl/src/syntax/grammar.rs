@@ -171,14 +171,12 @@ pub(super) fn field(input: Input) -> Parsed<Field> {
     let (rest, _) = mark('=')
         .parse(rest)
         .map_err(|e| or_expected(e, rest, &format!("`=` after `{}`", path.text())))?;
-    let (rest, ()) = trivia(rest)?;
-    if recovery::starts_entry(rest) {
-        return Err(recovery::resuming_after(
-            expected(rest, &format!("a value for `{}`", path.text())),
-            rest,
-        ));
+    let (next, ()) = trivia(rest)?;
+    if next.location_line() > rest.location_line() && recovery::starts_entry(next) {
+        let missing = expected(next, &format!("a value for `{}`", path.text()));
+        return Err(recovery::resuming_after(missing, next));
     }
-    let (rest, value) = value(rest)?;
+    let (rest, value) = value(next)?;
     let span = Span {
         end: value.span.end,
         ..path.first.span
@@ -233,12 +231,9 @@ fn block(input: Input) -> Parsed<Block> {
             return Ok((rest, block));
         }
         if rest.fragment().is_empty() || starts_item(rest) {
-            // After another error in the block, its brace may merely have been stepped over.
-            if !block.damaged {
-                let message = "this `{` is never closed";
-                rest.extra
-                    .report(Diagnostic::new(Code::Unclosed, open, message).label("no `}` follows"));
-            }
+            let message = "this `{` is never closed";
+            rest.extra
+                .report(Diagnostic::new(Code::Unclosed, open, message).label("no `}` follows"));
             block.damaged = true;
             return Ok((rest, block));
         }
@@ -269,14 +264,17 @@ pub(super) fn starts_item(input: Input) -> bool {
     let Ok((rest, first)) = word(input) else {
         return false;
     };
-    let second = match trivia(rest) {
-        Ok((rest, ())) if rest.fragment().starts_with('"') => text(rest).map(|(rest, _)| rest),
-        Ok((rest, ())) => word(rest).map(|(rest, _)| rest),
-        Err(error) => Err(error),
+    let quoted = |(rest, ())| text(rest).map(|(rest, _)| (rest, String::new()));
+    let bare = |rest| word(rest).map(|(rest, word)| (rest, word.text));
+    let second = match starts_with(rest, '"') {
+        true => trivia(rest).and_then(quoted),
+        false => bare(rest),
     };
     match (first.text.as_str(), second) {
         ("let" | "use", Ok(_)) => true,
-        (_, Ok(rest)) => starts_with(rest, '{'),
+        ("sweep", _) => false,
+        // A word before `sweep {` is a value.
+        (_, Ok((rest, second))) => second != "sweep" && starts_with(rest, '{'),
         (_, Err(_)) => false,
     }
 }

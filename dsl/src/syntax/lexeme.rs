@@ -130,11 +130,16 @@ pub(super) fn text(input: Input) -> Parsed<Text> {
         let open = Span { end, ..span(open) };
         let diagnostic =
             Diagnostic::new(Code::OpenString, open, "this string does not end").help(remedy);
-        // Brackets that the string swallowed must not be waited for.
-        let next = if triple {
-            body.fragment().len()
-        } else {
-            line_end(body.fragment())
+        // Go on at the braces that the string swallowed at the end of its line.
+        let line = body
+            .fragment()
+            .get(..line_end(body.fragment()))
+            .unwrap_or("");
+        let next = match triple {
+            true => body.fragment().len(),
+            false => line
+                .trim_end_matches(|c: char| c == '}' || c.is_whitespace())
+                .len(),
         };
         return Err(resuming(diagnostic, body.take_from(next)));
     };
@@ -247,7 +252,7 @@ pub(super) fn found(input: Input) -> (String, Span) {
         ..span(input)
     };
     match input.fragment().chars().next() {
-        None => ("the end of the file".to_string(), here),
+        None => ("the end of the text".to_string(), here),
         Some('"') => (
             "a string".to_string(),
             Span {

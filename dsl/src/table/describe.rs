@@ -53,16 +53,8 @@ impl Ty {
             Ty::Path => "a path in quotes".to_string(),
             Ty::Char => "a string of one character".to_string(),
             Ty::Word { words, .. } => either(words.iter().map(|w| format!("`{}`", w.word))),
-            Ty::Block(kinds) => {
-                let vowel = kinds
-                    .first()
-                    .is_some_and(|kind| kind.word().starts_with(['e', 'o', 'a']));
-                format!(
-                    "the name of {} {} block",
-                    if vowel { "an" } else { "a" },
-                    blocks(kinds)
-                )
-            }
+            Ty::Block([kind]) => format!("the name of {}", kind.a_block()),
+            Ty::Block(kinds) => format!("the name of a {} block", blocks(kinds)),
             Ty::Call(calls) => either(calls.iter().map(CallSpec::describe)),
             Ty::List(Ty::Block(kinds)) => format!("a list of {} blocks", blocks(kinds)),
             Ty::List(Ty::Text { .. }) => "a list of strings".to_string(),
@@ -91,6 +83,13 @@ impl FieldSpec {
 }
 
 impl Kind {
+    /// "a `train` block".
+    pub(crate) fn a_block(self) -> String {
+        let word = self.word();
+        let article = if word.starts_with('e') { "an" } else { "a" };
+        format!("{article} `{word}` block")
+    }
+
     /// Names of the fields, in backticks.
     pub(crate) fn field_names(self) -> String {
         names(self.spec().fields.iter().map(|f| f.name))
