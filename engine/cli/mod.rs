@@ -4,12 +4,17 @@
 //! user's input is wrong, 130 interrupted.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod check;
 mod doctor;
+mod explore;
 mod fmt;
 mod generate;
 mod help_recipe;
 mod model;
 mod output;
+mod progress;
+mod recipe;
+mod run;
 mod score;
 mod tokenize;
 
@@ -26,6 +31,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Everything that a recipe describes; finished stages are reused
+    Run(run::Args),
+    /// Check a recipe, and say what it will need; nothing is run
+    Check(check::Args),
+    /// Statistics and findings of a recipe's data
+    Explore(explore::Args),
     /// Bring a recipe into canonical layout
     Fmt(fmt::Args),
     /// Explain the recipe language: all blocks, or one block or field
@@ -73,6 +84,9 @@ impl<T, E: Into<anyhow::Error>> Blame<T> for Result<T, E> {
 /// Runs the command that the arguments name.
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
+        Command::Run(args) => run::run(args),
+        Command::Check(args) => check::run(args),
+        Command::Explore(args) => explore::run(args),
         Command::Fmt(args) => fmt::run(args),
         Command::HelpRecipe(args) => help_recipe::run(args),
         Command::Generate(args) => generate::run(args),

@@ -1,1 +1,2 @@
 //! evaluate
+pub mod prediction;

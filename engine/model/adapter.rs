@@ -5,7 +5,7 @@
 
 use super::checkpoint::{CheckpointError, open_file};
 use super::config::Config;
-use super::trained::{LoraShape, Trained, Tuning, linear_shape};
+use super::trained::{LoraShape, Trained, Tuning};
 use crate::backend::Backend;
 use crate::data::whole_file::{WriteError, write_whole};
 use medft_dsl::plan::Linear;
@@ -320,15 +320,4 @@ pub fn check_shape(found: &LoraShape, wanted: &LoraShape, dir: &Path) -> Result<
         ));
     }
     Ok(())
-}
-
-/// Number of weights of an adapter of this shape.
-pub fn parameters(config: &Config, shape: &LoraShape) -> u64 {
-    let per_layer: usize = shape
-        .targets
-        .iter()
-        .map(|t| linear_shape(config, *t))
-        .map(|(o, i)| shape.rank * (o + i))
-        .sum();
-    (per_layer * config.layers) as u64
 }

@@ -232,6 +232,15 @@ fn lora_shapes(config: &Config, lora: &LoraShape) -> Vec<(String, Vec<usize>)> {
     shapes
 }
 
+/// Number of trained values of an adapter of this shape.
+pub fn parameters(config: &Config, shape: &LoraShape) -> u64 {
+    let ranked = |target: &Linear| {
+        let (outputs, inputs) = linear_shape(config, *target);
+        shape.rank * (outputs + inputs)
+    };
+    (shape.targets.iter().map(ranked).sum::<usize>() * config.layers) as u64
+}
+
 /// Names and shapes of all tensors of a model, in the order of the forward pass.
 pub fn model_shapes(config: &Config) -> Vec<(String, Vec<usize>)> {
     let mut shapes = vec![(

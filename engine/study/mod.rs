@@ -4,6 +4,8 @@
 //! print and to do a stage's work itself. Invariant: a stage's key names everything its result depends on, so a result is
 //! never used for other inputs.
 
+pub mod estimate;
+pub mod explore;
 pub mod models;
 pub mod observer;
 pub mod predict;
@@ -33,6 +35,14 @@ pub enum StudyError {
     Busy {
         /// The output folder.
         out: PathBuf,
+    },
+    /// `--resume` without a run.
+    #[error("{}: no run of `{recipe}` with these settings to go on from; run without `--resume` to begin one", out.display())]
+    NothingToResume {
+        /// The output folder.
+        out: PathBuf,
+        /// The recipe's name.
+        recipe: String,
     },
     /// A model directory is not there.
     #[error("model `{name}`: {} is not a folder; download or make the model, or correct `weights`", dir.display())]
@@ -110,6 +120,7 @@ impl StudyError {
     pub fn is_input(&self) -> bool {
         match self {
             StudyError::NoModel { .. }
+            | StudyError::NothingToResume { .. }
             | StudyError::Rows(_)
             | StudyError::Split(_)
             | StudyError::Text { .. }

@@ -69,6 +69,14 @@ fn label(row: &Row, level: Level, tree: &CodeTree) -> (String, String) {
 }
 
 impl DataSet {
+    /// Places of the rows of one side, at most `limit`.
+    pub fn side(&self, part: Part, limit: Option<u64>) -> Vec<usize> {
+        let limit = limit.and_then(|l| usize::try_from(l).ok()).unwrap_or(usize::MAX);
+        let mut rows = self.split.rows_of(part);
+        rows.truncate(limit);
+        rows
+    }
+
     /// The rows of one side as the text room wants them.
     pub fn rows(&self, part: Part, level: Level) -> Vec<example::Row<'_>> {
         let labels = self.labels.get(&level).map_or(&[][..], Vec::as_slice);

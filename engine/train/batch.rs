@@ -9,7 +9,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 /// Tokens of one pass under `micro_batch = auto`: enough for the matrix products, and about 0.7 GiB of activations for a model of 135M.
-const AUTO_TOKENS: usize = 1024;
+pub const AUTO_TOKENS: usize = 1024;
 
 /// The rows of optimizer steps.
 #[derive(Debug, Clone)]

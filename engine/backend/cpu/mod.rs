@@ -30,6 +30,21 @@ const CHUNK: usize = 1 << 14;
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Cpu;
 
+impl Cpu {
+    /// Operations a second of a product of this machine's useful size, for estimates.
+    pub fn measure_flops(&self) -> f64 {
+        const N: usize = 768;
+        let (a, mut c) = (vec![1.0; N * N], vec![0.0; N * N]);
+        let mut best = f64::INFINITY;
+        for _ in 0..3 {
+            let began = std::time::Instant::now();
+            gemm::gemm([N, N, N], 1.0, gemm::View::rows(&a, N), gemm::View::rows(&a, N), 0.0, &mut c, N);
+            best = best.min(began.elapsed().as_secs_f64());
+        }
+        2.0 * (N * N * N) as f64 / best.max(1e-9)
+    }
+}
+
 fn source<'a>(weight: &'a Weight<Cpu>, values: &'a [f32]) -> Source<'a> {
     match weight {
         Weight::Frozen(matrix) => Source::Frozen(matrix),

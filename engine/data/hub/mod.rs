@@ -125,6 +125,18 @@ impl Hub {
         Ok(path)
     }
 
+    /// The folder of a model that is complete in the cache; never asks the hub.
+    pub fn cached_model(&self, repo: &str, revision: &str) -> Option<PathBuf> {
+        let place = Place {
+            hub: self,
+            repo,
+            revision,
+            kind: RepoType::Model,
+        };
+        let snapshot = place.cached()?;
+        is_complete(&snapshot.dir).then_some(snapshot.dir)
+    }
+
     /// Everything of a model that the engine reads, from the cache or the hub.
     pub fn model(
         &self,

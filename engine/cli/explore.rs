@@ -1,0 +1,36 @@
+//! `explore`: what the data block really holds, and one training example as the model sees it.
+
+use super::progress::Progress;
+use super::recipe::RecipeArgs;
+use super::run::blame;
+use super::{Outcome, output};
+use crate::study::explore::explore;
+
+/// Arguments of `explore`.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Print an array with one object a data block
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs `explore`.
+pub fn run(args: Args) -> Outcome {
+    let recipe = args.recipe.check()?;
+    let explored = explore(&recipe.plan, &mut Progress::default()).map_err(blame)?;
+    if args.json {
+        return output::json(&explored);
+    }
+    for data in &explored {
+        output::line(&crate::data::explore::render_text(&data.exploration))?;
+        for example in &data.examples {
+            output::line(&format!(
+                "\none training example of `{}` for `{}`: {} tokens, of which those in [[ ]] are learnt\n{}[[{}]]",
+                example.task, example.model, example.tokens, example.prompt, example.answer
+            ))?;
+        }
+    }
+    Ok(())
+}
