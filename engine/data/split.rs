@@ -1,8 +1,9 @@
 //! The split of a data block: drawn once, stored, and named by its hash in every result.
 //!
-//! Each label is spread over train, validation and test by the shares of the recipe, and no cluster of near-duplicates (see `near`)
-//! stands on two sides. It refuses to draw again what is stored: a stored split is checked against the data, not replaced.
-//! Invariant: the draw depends on the rows, the shares and the seed only, on every platform.
+//! Each label is spread over train, validation and test by the shares of the recipe, and no cluster
+//! of near-duplicates (see `near`) stands on two sides. It refuses to draw again what is stored: a
+//! stored split is checked against the data, not replaced. Invariant: the draw depends on the rows,
+//! the shares and the seed only, on every platform.
 
 use super::icd10::CodeTree;
 use super::near::Clusters;
@@ -177,9 +178,11 @@ fn units(clusters: &[u32]) -> Vec<Vec<usize>> {
 /// The draw, in three steps:
 /// 1. clusters of several rows go, largest first, to the side where their label lacks most rows;
 /// 2. of the single rows of a label, each side gets the whole part of what it still lacks;
-/// 3. the one or two rows of each label that are left go to different sides, those that lack most rows overall.
+/// 3. the one or two rows of each label that are left go to different sides, those that lack most
+///    rows overall.
 ///
-/// Step 3 pools the fractions of all labels, so that the totals match the shares although a label may have one row only.
+/// Step 3 pools the fractions of all labels, so that the totals match the shares although a label
+/// may have one row only.
 fn draw(labels: &[String], clusters: &[u32], asked: &Split) -> Vec<Part> {
     let mut random = ChaCha8Rng::seed_from_u64(asked.seed);
     let mut strata: BTreeMap<&str, Stratum> = BTreeMap::new();
@@ -218,7 +221,8 @@ fn draw(labels: &[String], clusters: &[u32], asked: &Split) -> Vec<Part> {
             0.0
         };
         for (side, lack) in stratum.lacks.iter().enumerate() {
-            // A tenth of three thousand is not quite 300 in binary: 1e-9 rows are a rounding error, not a fraction.
+            // A tenth of three thousand is not quite 300 in binary: 1e-9 rows are a rounding error,
+            // not a fraction.
             let whole = (lack.max(0.0) * scale + 1e-9).floor() as usize;
             for row in stratum.singles.drain(..whole.min(stratum.singles.len())) {
                 sides[row] = PARTS[side];
