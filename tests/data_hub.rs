@@ -1,4 +1,5 @@
 //! The hub client against a small HTTP server on this machine, and against prepared cache folders.
+#![allow(clippy::unwrap_used)] // tests
 
 use medft_engine::data::hub::{DownloadProgress, Hub, HubError};
 use std::collections::HashMap;

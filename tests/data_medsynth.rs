@@ -1,6 +1,8 @@
-//! The figures of `shared/data/medsynth/README.md`, counted again by our own code on the 500 genuine notes.
+//! The figures of `shared/data/medsynth/README.md`, counted again by our own code on the 500
+//! genuine notes.
 //!
 //! Skips, and says so, where the shared folder is not there.
+#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)] // tests
 
 use medft_dsl::plan::{Data, Level, Redact, Source, Split, TextView};
 use medft_engine::data::explore::{Tokens, explore, render_text};
@@ -62,7 +64,8 @@ fn sections(names: &[&str]) -> TextView {
     }
 }
 
-/// The data set's own descriptions, which the README's title figures rest on; a few official titles have changed since.
+/// The data set's own descriptions, which the README's title figures rest on; a few official titles
+/// have changed since.
 fn descriptions() -> Vec<String> {
     let path = shared("medsynth-notes-500.csv").unwrap();
     let mut reader = csv::Reader::from_path(path).unwrap();
@@ -86,7 +89,8 @@ fn the_leaks_of_the_notes_are_those_of_the_readme() {
     }
     let described = audit(&rows.rows, tree);
     assert_eq!(described.gold_code, 97); // 19.4 %
-    // The README's 27.2 % are 136 rows. Ours are one more: `F05.8` and `S94.20A` begin like codes, but are none.
+    // The README's 27.2 % are 136 rows. Ours are one more: `F05.8` and `S94.20A` begin like codes,
+    // but are none.
     assert_eq!(described.any_code, 137);
     assert_eq!(described.gold_title, 362); // 72.4 %
     assert_eq!(described.title_words, 446); // 89.2 %
@@ -142,7 +146,11 @@ fn every_note_has_its_four_sections() {
     let Some(rows) = notes(sections(&names), Redact::None) else {
         return;
     };
-    assert!(rows.lacking.iter().all(|(_, lacking)| *lacking == 0), "{:?}", rows.lacking);
+    assert!(
+        rows.lacking.iter().all(|(_, lacking)| *lacking == 0),
+        "{:?}",
+        rows.lacking
+    );
     let whole = notes(whole(), Redact::None).unwrap();
     let length = |rows: &Rows| rows.rows.iter().map(|row| row.text.len()).sum::<usize>();
     let kept = length(&rows) as f64 / length(&whole) as f64;
@@ -167,13 +175,7 @@ fn the_notes_explored_and_split() {
         return;
     };
     let tree = CodeTree::shipped();
-    let found = clusters(
-        &rows
-            .rows
-            .iter()
-            .map(|row| row.text.as_str())
-            .collect::<Vec<_>>(),
-    );
+    let found = clusters(&rows.rows);
     // D898/D8989 and E784/E7849 have the identical note twice.
     assert_eq!((found.equal, found.near), (2, 0));
     let words = |text: &str| text.split_whitespace().count();

@@ -1,8 +1,8 @@
 //! The leak audit: how much of the answer stands in the question.
 //!
-//! A note that names its own diagnosis can be coded by a string look-up, and a model fine-tuned on such notes learns to copy. The audit counts
-//! that before anything is trained. It refuses to say what is too much: see `explore`. Invariant: every number
-//! is a count of rows out of `rows`.
+//! A note that names its own diagnosis can be coded by a string look-up, and a model fine-tuned on
+//! such notes learns to copy. The audit counts that before anything is trained. It refuses to say
+//! what is too much: see `explore`. Invariant: every number is a count of rows out of `rows`.
 
 use super::icd10::{CodeTree, Key};
 use super::rows::Row;
@@ -12,7 +12,8 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 
-/// Words of titles that say nothing about the disease: small words, then the classification's own filler.
+/// Words of titles that say nothing about the disease: small words, then the classification's own
+/// filler.
 #[rustfmt::skip]
 const FILLER: [&str; 25] = [
     "a", "an", "and", "as", "at", "by", "due", "for", "from", "in", "of", "on", "or", "the", "to", "with",

@@ -1,8 +1,9 @@
 //! Which texts are the same text for a split: equal or nearly equal wordings form a cluster.
 //!
-//! Two texts are near-duplicates if their sets of runs of five words have a Jaccard similarity of at least 0.9. Pairs are found by MinHash
-//! (Broder 1997) with 16 bands of 8 (a pair at 0.9 is missed with probability 2e-4, (1 - 0.9^8)^16) and then checked on the sets
-//! themselves, so that a cluster never rests on an estimate. It refuses to judge meaning: a paraphrase is another text.
+//! Two texts are near-duplicates if their sets of runs of five words have a Jaccard similarity of
+//! at least 0.9. Pairs are found by MinHash (Broder 1997) with 16 bands of 8 (a pair at 0.9 is
+//! missed with probability 1e-4, (1 - 0.9^8)^16) and then checked on the sets themselves, so that a
+//! cluster never rests on an estimate. It refuses to judge meaning: a paraphrase is another text.
 //! Invariant: clusters depend on the texts and their order only.
 
 use super::words::words;
@@ -14,8 +15,9 @@ const SHINGLE: usize = 5;
 const THRESHOLD: f64 = 0.9;
 const BANDS: usize = 16;
 const BAND: usize = 8;
-/// A pair whose signatures agree in fewer places is not checked: at a similarity of 0.9 and 128 places that is 6 standard
-/// deviations away. It keeps templated notes (0.6 alike, in one band by chance) from being compared set by set.
+/// A pair whose signatures agree in fewer places is not checked: at a similarity of 0.9 and 128
+/// places that is 6 standard deviations away. It keeps templated notes (0.6 alike, in one band by
+/// chance) from being compared set by set.
 const AGREE: usize = 95;
 
 /// The factor and term of each place's hash.
@@ -39,8 +41,8 @@ struct Wording {
     signature: [u32; BANDS * BAND],
 }
 
-/// Finds the clusters among `texts`. Time grows linearly with the texts as long as few of them are alike
-/// (10,000 notes of 3,000 characters take about a second on two cores).
+/// Finds the clusters among `texts`. Time grows linearly with the texts as long as few of them are
+/// alike (10,000 notes of 3,000 characters take about a second on two cores).
 pub fn clusters<T: AsRef<str> + Sync>(texts: &[T]) -> Clusters {
     let wordings: Vec<Vec<String>> = texts
         .par_iter()
@@ -116,7 +118,8 @@ impl Wording {
         shingles.dedup();
         let mut signature = [u32::MAX; BANDS * BAND];
         for &shingle in &shingles {
-            // One multiply-shift hash a place (Dietzfelbinger 1996); `mix` takes several times as long.
+            // One multiply-shift hash a place (Dietzfelbinger 1996); `mix` takes several times as
+            // long.
             for (least, (factor, term)) in signature.iter_mut().zip(&*HASHES) {
                 let hash = factor.wrapping_mul(shingle.into()).wrapping_add(*term);
                 *least = (*least).min(upper(hash));
@@ -160,7 +163,8 @@ fn jaccard(a: &[u32], b: &[u32]) -> f64 {
     shared as f64 / (a.len() + b.len() - shared) as f64
 }
 
-/// FNV-1a, then mixed: fixed by us, unlike the standard library's hasher, so that clusters never change.
+/// FNV-1a, then mixed: fixed by us, unlike the standard library's hasher, so that clusters never
+/// change.
 fn hash_bytes(bytes: &[u8]) -> u64 {
     mix(bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)

@@ -1,8 +1,9 @@
 //! The split of a data block: drawn once, stored, and named by its hash in every result.
 //!
-//! Each label is spread over train, validation and test by the shares of the recipe, and no cluster of near-duplicates (see `near`)
-//! stands on two sides. It refuses to draw again what is stored: a stored split is checked against the data, not replaced.
-//! Invariant: the draw depends on the rows, the shares and the seed only, on every platform.
+//! Each label is spread over train, validation and test by the shares of the recipe, and no cluster
+//! of near-duplicates (see `near`) stands on two sides. It refuses to draw again what is stored: a
+//! stored split is checked against the data, not replaced. Invariant: the draw depends on the rows,
+//! the shares and the seed only, on every platform.
 
 use super::icd10::CodeTree;
 use super::near::Clusters;
@@ -12,6 +13,7 @@ use medft_dsl::plan::{Part, Split};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -174,72 +176,103 @@ fn units(clusters: &[u32]) -> Vec<Vec<usize>> {
     units.into_values().collect()
 }
 
-/// The draw, in three steps:
-/// 1. clusters of several rows go, largest first, to the side where their label lacks most rows;
-/// 2. of the single rows of a label, each side gets the whole part of what it still lacks;
-/// 3. the one or two rows of each label that are left go to different sides, those that lack most rows overall.
+/// The draw, in four steps:
+/// 1. a cluster of several rows goes to the side where its label lacks most rows, if it fits there;
+/// 2. one that fits nowhere goes to the side to which the labels so far owe most rows;
+/// 3. of the single rows of a label, each side gets the whole part of what it still lacks;
+/// 4. the one or two rows of each label that are left go to different sides, those that lack most
+///    rows overall.
 ///
-/// Step 3 pools the fractions of all labels, so that the totals match the shares although a label may have one row only.
+/// Steps 2 and 4 pool the fractions of all labels, so that the totals match the shares although a
+/// label may have one row, or one cluster, only.
 fn draw(labels: &[String], clusters: &[u32], asked: &Split) -> Vec<Part> {
     let mut random = ChaCha8Rng::seed_from_u64(asked.seed);
     let mut strata: BTreeMap<&str, Stratum> = BTreeMap::new();
     for rows in units(clusters) {
         let stratum = strata.entry(commonest(labels, &rows)).or_default();
         stratum.rows += rows.len();
-        if let [row] = rows[..] {
-            stratum.singles.push(row)
-        } else {
-            stratum.clusters.push(rows)
+        match rows[..] {
+            [row] => stratum.singles.push(row),
+            _ => stratum.clusters.push(rows),
         }
     }
     let mut strata: Vec<Stratum> = strata.into_values().collect();
     shuffle(&mut strata, &mut random);
 
-    let mut sides = vec![Part::Train; labels.len()];
-    let mut lacks = apportion(labels.len(), shares(asked));
-    for stratum in &mut strata {
-        stratum.lacks = shares(asked).map(|share| share * stratum.rows as f64);
-        shuffle(&mut stratum.clusters, &mut random);
-        stratum
-            .clusters
-            .sort_by_key(|rows| std::cmp::Reverse(rows.len()));
-        for rows in &stratum.clusters {
-            let side = greatest(&stratum.lacks);
-            stratum.lacks[side] -= rows.len() as f64;
-            lacks[side] -= rows.len() as i64;
-            rows.iter().for_each(|&row| sides[row] = PARTS[side]);
-        }
-        shuffle(&mut stratum.singles, &mut random);
-        // Clusters may have overfilled a side: the others share what is left.
-        let open: f64 = stratum.lacks.iter().map(|lack| lack.max(0.0)).sum();
-        let scale = if open > 0.0 {
-            stratum.singles.len() as f64 / open
-        } else {
-            0.0
-        };
-        for (side, lack) in stratum.lacks.iter().enumerate() {
-            // A tenth of three thousand is not quite 300 in binary: 1e-9 rows are a rounding error, not a fraction.
-            let whole = (lack.max(0.0) * scale + 1e-9).floor() as usize;
-            for row in stratum.singles.drain(..whole.min(stratum.singles.len())) {
-                sides[row] = PARTS[side];
-                lacks[side] -= 1;
+    let mut drawn = Drawn {
+        sides: vec![Part::Train; labels.len()],
+        open: apportion(labels.len(), shares(asked)),
+    };
+    let mut owed = [0.0; 3];
+    for Stratum {
+        rows,
+        clusters,
+        singles,
+    } in &mut strata
+    {
+        let mut lacks = shares(asked).map(|share| share * *rows as f64);
+        shuffle(clusters, &mut random);
+        clusters.sort_by_key(|rows| Reverse(rows.len()));
+        clusters.retain(|rows| {
+            let side = greatest(&lacks);
+            let fits = lacks[side] >= rows.len() as f64;
+            if fits {
+                lacks[side] -= rows.len() as f64;
+                drawn.place(rows, side);
             }
+            !fits
+        });
+        // What the label lacks is now divided between its remaining clusters and its single rows.
+        let clustered: usize = clusters.iter().map(Vec::len).sum();
+        let share = clustered as f64 / (clustered + singles.len()).max(1) as f64;
+        for (owed, lack) in owed.iter_mut().zip(&mut lacks) {
+            *owed += *lack * share;
+            *lack *= 1.0 - share;
+        }
+        for rows in clusters {
+            let side = greatest(&owed);
+            owed[side] -= rows.len() as f64;
+            drawn.place(rows, side);
+        }
+        shuffle(singles, &mut random);
+        for (side, lack) in lacks.into_iter().enumerate() {
+            let whole = whole(lack).min(singles.len());
+            drawn.place(&singles[..whole], side);
+            singles.drain(..whole);
         }
     }
-    for stratum in &strata {
+    for Stratum { singles, .. } in &strata {
         let mut taken = [false; 3];
-        for &row in &stratum.singles {
-            let free = |side: &usize| !taken[*side];
-            let side = (0..3)
-                .filter(free)
-                .max_by_key(|&side| (lacks[side], std::cmp::Reverse(side)))
+        for &row in singles {
+            let free = (0..3).filter(|&side| !taken[side]);
+            let side = free
+                .max_by_key(|&side| (drawn.open[side], Reverse(side)))
                 .unwrap_or(0);
             taken[side] = true;
-            sides[row] = PARTS[side];
-            lacks[side] -= 1;
+            drawn.place(&[row], side);
         }
     }
-    sides
+    drawn.sides
+}
+
+/// The whole rows in a quota. A tenth of three thousand is not quite 300 in binary: 1e-9 rows are a
+/// rounding error, not a fraction.
+fn whole(quota: f64) -> usize {
+    (quota + 1e-9).max(0.0).floor() as usize
+}
+
+/// The draw as far as it has come.
+struct Drawn {
+    sides: Vec<Part>,
+    /// Rows that each side should still get; less than none after a cluster that did not fit.
+    open: [i64; 3],
+}
+
+impl Drawn {
+    fn place(&mut self, rows: &[usize], side: usize) {
+        rows.iter().for_each(|&row| self.sides[row] = PARTS[side]);
+        self.open[side] -= rows.len() as i64;
+    }
 }
 
 /// The rows of one label.
@@ -248,8 +281,6 @@ struct Stratum {
     rows: usize,
     clusters: Vec<Vec<usize>>,
     singles: Vec<usize>,
-    /// Rows that each side should still get.
-    lacks: [f64; 3],
 }
 
 /// The most frequent label among `rows`, the first in code order of equals.
@@ -275,9 +306,9 @@ fn greatest(lacks: &[f64; 3]) -> usize {
 
 /// Rows for each side by the method of largest remainders.
 fn apportion(rows: usize, shares: [f64; 3]) -> [i64; 3] {
-    let quotas = shares.map(|share| share * rows as f64 + 1e-9);
-    let mut counts = quotas.map(|quota| quota.floor() as i64);
-    let mut remainders = [0, 1, 2].map(|side| quotas[side] - quotas[side].floor());
+    let quotas = shares.map(|share| share * rows as f64);
+    let mut counts = quotas.map(|quota| whole(quota) as i64);
+    let mut remainders = [0, 1, 2].map(|side| quotas[side] - counts[side] as f64);
     while counts.iter().sum::<i64>() < rows as i64 {
         let side = greatest(&remainders);
         counts[side] += 1;
@@ -354,6 +385,20 @@ mod tests {
                 (3..=4).contains(&train) && val <= 1 && test <= 1,
                 "{label:?}"
             );
+        }
+    }
+
+    #[test]
+    fn labels_of_one_cluster_are_spread_over_the_sides_too() {
+        for (cluster, rows_of_label) in [(2, 2), (2, 4), (5, 5)] {
+            let labels: Vec<String> = (0..2_000)
+                .map(|row| format!("L{:04}", row / rows_of_label))
+                .collect();
+            let clusters: Vec<u32> = (0..2_000).map(|row| row / cluster).collect();
+            let found = count(&draw(&labels, &clusters, &asked(42)));
+            for (rows, wanted) in found.into_iter().zip([1_400, 300, 300]) {
+                assert!(rows.abs_diff(wanted) <= cluster as usize, "{found:?}");
+            }
         }
     }
 
@@ -436,10 +481,10 @@ mod tests {
             for (cluster, side) in clusters.iter().zip(&sides) {
                 prop_assert_eq!(side_of.entry(cluster).or_insert(side), &side);
             }
-            let several: usize = units(&clusters).iter().map(Vec::len).filter(|&rows| rows > 1).sum();
+            let largest = units(&clusters).iter().map(Vec::len).max().unwrap_or(0);
             for (rows, share) in count(&sides).into_iter().zip(shares(&asked)) {
                 let error = (rows as f64 - share * sides.len() as f64).abs();
-                prop_assert!(error <= 1.0 + several as f64, "{rows} rows for a share of {share}, {several} in clusters");
+                prop_assert!(error <= 1.0 + largest as f64, "{rows} rows for {share}, clusters up to {largest}");
             }
         }
 

@@ -1,8 +1,9 @@
 //! Official titles in running text: the look-up that needs no learning.
 //!
-//! Holds the word trie behind three uses: a baseline ([`TitleLookup::predict`]), redaction ([`TitleLookup::spans`]) and the leak
-//! audit. It refuses synonyms and misspellings: a title stands in a text word for word or not at all.
-//! Invariant: a match is whole words, compared as `words` defines them.
+//! Holds the word trie behind three uses: a baseline ([`TitleLookup::predict`]), redaction
+//! ([`TitleLookup::spans`]) and the leak audit. It refuses synonyms and misspellings: a title
+//! stands in a text word for word or not at all. Invariant: a match is whole words, compared as
+//! `words` defines them.
 
 use super::icd10::{CodeId, CodeTree, Kind};
 use super::words::{word_ranges, words};
@@ -71,8 +72,8 @@ impl TitleLookup {
         lookup
     }
 
-    /// The code whose title in `text` is longest, by words and then by characters; of equals the last, since a note
-    /// ends with its assessment. `None` if no title stands in it.
+    /// The code whose title in `text` is longest, by words and then by characters; of equals the
+    /// last, since a note ends with its assessment. `None` if no title stands in it.
     pub fn predict(&self, text: &str) -> Option<CodeId> {
         let longest = self
             .matches(text)
@@ -81,7 +82,8 @@ impl TitleLookup {
         longest.map(|found| found.code)
     }
 
-    /// The bytes of every title in `text`: the longest at the leftmost place, then onwards from its end.
+    /// The bytes of every title in `text`: the longest at the leftmost place, then onwards from its
+    /// end.
     pub fn spans(&self, text: &str) -> Vec<Range<usize>> {
         let mut spans: Vec<Range<usize>> = Vec::new();
         for found in self.matches(text) {

@@ -1,7 +1,8 @@
-//! What the model reads of a cell: the whole column or sections of a SOAP note, with codes and titles hidden if asked.
+//! What the model reads of a cell: the whole column or sections of a SOAP note, with codes and
+//! titles hidden if asked.
 //!
-//! It refuses to shorten a text (that is `text`'s, and counted there). Invariant: a view never adds information: it only leaves out,
-//! joins with a line break, or replaces by [`CODE`] and [`TITLE`].
+//! It refuses to shorten a text (that is `text`'s, and counted there). Invariant: a view never adds
+//! information: it only leaves out, joins with a line break, or replaces by [`CODE`] and [`TITLE`].
 
 use super::icd10::CodeTree;
 use super::titles::TitleLookup;
@@ -107,9 +108,10 @@ impl Sections {
             .into_iter()
             .map(|name| regex::escape(name.trim()))
             .collect();
-        // At the start of a line, after bold or heading marks, or after a number (MedSynth's notes came without line
-        // breaks); then the name; then a colon, a dash, marks or the end of the line:
-        // `**1. Subjective:****Chief`, `** 2. Objective ****`, `.2. Objective: -`, `### 3. Assessment-`, `Plan:`.
+        // At the start of a line, after bold or heading marks, or after a number (MedSynth's notes
+        // came without line breaks); then the name; then a colon, a dash, marks or the end of the
+        // line: `**1. Subjective:****Chief`, `** 2. Objective ****`, `.2. Objective: -`, `### 3.
+        // Assessment-`, `Plan:`.
         let pattern = format!(
             r"(?im)(?:(?:^|\*\*|#)[\s*#_-]*(?:\d+\s*[.)]\s*)?|\d\s*[.)]\s*)[*_]*({})[*_]*\s*(?:[:#-]|\*\*|$)",
             names.join("|")

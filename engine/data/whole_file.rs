@@ -1,7 +1,9 @@
-//! Files that appear whole or not at all: written beside their place, flushed to disk, then renamed.
+//! Files that appear whole or not at all: written beside their place, flushed to disk, then
+//! renamed.
 //!
-//! Holds the one function that every room writes its artifacts with. It refuses to append. Invariant: a reader, also one after a
-//! power cut, finds the old bytes or the new ones, never a part of them.
+//! Holds the one function that every room writes its artifacts with. It refuses to append.
+//! Invariant: a reader, also one after a power cut, finds the old bytes or the new ones, never a
+//! part of them.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -32,7 +34,8 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
         .unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
     let mut builder = tempfile::Builder::new();
-    // Temporary files are private by default; this one becomes an ordinary file, so the umask decides.
+    // Temporary files are private by default; this one becomes an ordinary file, so the umask
+    // decides.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let mut file = builder.prefix(".part-").tempfile_in(folder)?;

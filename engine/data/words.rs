@@ -1,8 +1,9 @@
 //! Words of a text, the unit in which titles, leaks and near-duplicates are compared.
 //!
-//! A word is a run of letters and digits in any alphabet, in lower case; everything else only separates. It
-//! refuses stemming, synonyms and stop words: two wordings are the same here or they are not.
-//! Ranges are byte ranges of the original text, so that what was found can be cut out of it.
+//! A word is a run of letters and digits in any alphabet, in lower case; everything else only
+//! separates. It refuses stemming, synonyms and stop words: two wordings are the same here or they
+//! are not. Ranges are byte ranges of the original text, so that what was found can be cut out of
+//! it.
 
 use std::ops::Range;
 
@@ -27,8 +28,8 @@ pub(crate) fn words(text: &str) -> impl Iterator<Item = String> + '_ {
     word_ranges(text).map(|range| text[range].to_lowercase())
 }
 
-/// The words of `text` in lower case, one space between them: equal for texts that differ only in case,
-/// punctuation, markup and white space.
+/// The words of `text` in lower case, one space between them: equal for texts that differ only in
+/// case, punctuation, markup and white space.
 pub(crate) fn wording(text: &str) -> String {
     let mut joined = String::with_capacity(text.len());
     for word in words(text) {
@@ -40,7 +41,8 @@ pub(crate) fn wording(text: &str) -> String {
     joined
 }
 
-/// Whether the words of `phrase` stand in `wording` one after the other, both as [`wording`] returns them.
+/// Whether the words of `phrase` stand in `wording` one after the other, both as [`wording`]
+/// returns them.
 pub(crate) fn stands_in(phrase: &str, wording: &str) -> bool {
     let bytes = wording.as_bytes();
     !phrase.is_empty()

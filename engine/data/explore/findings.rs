@@ -1,7 +1,7 @@
 //! What the numbers of an exploration mean for the study: sentences with a way out.
 //!
-//! One rule a finding, and the threshold beside it. It refuses to stop anybody: findings are said, not enforced.
-//! Invariant: a finding quotes the numbers it rests on.
+//! One rule a finding, and the threshold beside it. It refuses to stop anybody: findings are said,
+//! not enforced. Invariant: a finding quotes the numbers it rests on.
 
 use super::{CodeCount, Exploration};
 use serde::{Deserialize, Serialize};
@@ -42,7 +42,7 @@ pub(super) fn percent(part: u64, whole: u64) -> String {
     format!("{:.1} %", 100.0 * part as f64 / whole.max(1) as f64)
 }
 
-/// Every title or code in one row of fifty: more would be visible in the third digit of an accuracy.
+/// Told from 2 % of the rows on: such a share of answers for nothing would show in a comparison.
 fn leaks(data: &Exploration) -> Vec<Finding> {
     let leaks = &data.leaks;
     let much = |count: u64| count * 50 > leaks.rows;

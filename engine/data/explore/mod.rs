@@ -1,7 +1,8 @@
 //! What there is to know about a data block before anything is trained on it.
 //!
-//! Holds the numbers ([`Exploration`]) and how they are counted; what they mean is in `findings`, how they look in `render`. It refuses
-//! to change or drop a row. Invariant: shares are of the usable rows, unless a field says otherwise.
+//! Holds the numbers ([`Exploration`]) and how they are counted; what they mean is in `findings`,
+//! how they look in `render`. It refuses to change or drop a row. Invariant: shares are of the
+//! usable rows, unless a field says otherwise.
 
 mod findings;
 mod render;
@@ -77,7 +78,8 @@ pub struct Exploration {
     pub contradicted: u64,
     /// Codes that share a wording, as `D89.8 / D89.89`.
     pub contradictions: Vec<String>,
-    /// Share of rows that a coder could get right at best, given that equal wordings get equal answers.
+    /// Share of rows that a coder could get right at best, given that equal wordings get equal
+    /// answers.
     pub ceiling: f64,
     /// Rows with a code that is valid for a claim.
     pub billable: u64,
@@ -281,5 +283,121 @@ impl Wordings {
         }
         found.examples = examples.into_iter().take(EXAMPLES).collect();
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::near::clusters;
+
+    fn rows(cells: &[(&str, &str)]) -> Rows {
+        let tree = CodeTree::shipped();
+        let row = |(at, (text, code)): (u64, &(&str, &str))| {
+            Row::new(at, text.to_string(), code.to_string(), tree)
+        };
+        Rows {
+            path: "/data/notes.csv".into(),
+            rows: (0..).zip(cells).map(row).collect(),
+            read: cells.len() as u64 + 3,
+            empty_text: 2,
+            empty_code: 1,
+            lacking: vec![("Plan".into(), 4)],
+            hidden_codes: 0,
+            hidden_titles: 0,
+            hash: "0123456789abcdef0123".into(),
+        }
+    }
+
+    fn explored(cells: &[(&str, &str)]) -> Exploration {
+        let rows = rows(cells);
+        let count = |text: &str| text.len();
+        let tokens = [Tokens {
+            model: "tiny",
+            max_tokens: 12,
+            count: &count,
+        }];
+        explore(
+            "notes",
+            &rows,
+            &clusters(&rows.rows),
+            &tokens,
+            CodeTree::shipped(),
+        )
+    }
+
+    #[test]
+    fn every_kind_of_code_is_counted_once() {
+        let data = explored(&[
+            ("a", "F32A"),
+            ("b", "f32.a"),
+            ("c", "F32"),
+            ("d", "H40.11X1"),
+            ("e", "cough"),
+        ]);
+        assert_eq!(
+            (
+                data.billable,
+                data.parents.rows,
+                data.retired.rows,
+                data.unknown.rows
+            ),
+            (2, 1, 0, 2)
+        );
+        assert_eq!(data.unknown.examples, ["COUGH", "H40.11X1"]);
+        let labels: Vec<_> = data
+            .labels
+            .iter()
+            .map(|l| (l.labels, &*l.most, l.most_rows))
+            .collect();
+        assert_eq!(
+            labels,
+            [
+                (4, "F32.A", 2),
+                (3, "F32", 3),
+                (3, "F30-F39", 3),
+                (3, "CH05", 3)
+            ]
+        );
+        assert_eq!(data.rows_per_label, [(1, 3), (2, 1)]);
+    }
+
+    #[test]
+    fn one_wording_under_two_codes_lowers_the_ceiling() {
+        let data = explored(&[
+            ("same text", "I10"),
+            ("Same text.", "I10"),
+            ("same TEXT", "F32A"),
+            ("other", "I10"),
+        ]);
+        assert_eq!((data.contradicted, data.equal, data.ceiling), (3, 2, 0.75));
+        assert_eq!(data.contradictions, ["F32.A / I10"]);
+    }
+
+    #[test]
+    fn findings_lead_the_text_and_quote_their_numbers() {
+        let data = explored(&[
+            ("essential (primary) hypertension", "I10"),
+            ("short", "E11.65"),
+            ("short", "I10"),
+        ]);
+        let text = render_text(&data);
+        for part in [
+            "data `notes`: /data/notes.csv\n6 rows read, 3 usable, hash 0123456789abcdef\n",
+            "1. the answer stands in the text: its code in 0.0 %, its official title in 33.3 % of the rows",
+            "33.3 % of the texts are longer than `max_tokens = 12` in the tokens of `tiny`",
+            "4 of 6 notes have no section `Plan`",
+            "no coder can get more than 66.7 % right",
+            "of 6 rows 2 are left out because they have no text and 1 because they have no code",
+        ] {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+        let json = serde_json::to_string(&data).unwrap();
+        assert_eq!(serde_json::from_str::<Exploration>(&json).unwrap(), data);
+    }
+
+    #[test]
+    fn nothing_to_explore_is_no_panic() {
+        assert!(render_text(&explored(&[])).contains("0 usable"));
     }
 }

@@ -1,7 +1,7 @@
 //! An exploration as plain text for a terminal, about 100 columns wide.
 //!
-//! Findings come first. It refuses colours and box drawing: the text also goes to files and mails. Invariant: every number
-//! shown is one of [`Exploration`], none is computed anew except shares.
+//! Findings come first. It refuses colours and box drawing: the text also goes to files and mails.
+//! Invariant: every number shown is one of [`Exploration`], none is computed anew except shares.
 
 use super::findings::percent;
 use super::{CodeCount, Exploration, Spread};

@@ -1,6 +1,7 @@
 //! The spread of a set of lengths: mean and quantiles.
 //!
-//! Invariant: quantiles are values that occur (nearest rank), so that "median 482 words" is some row's length.
+//! Invariant: quantiles are values that occur (nearest rank), so that "median 482 words" is some
+//! row's length.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,9 +1,10 @@
 //! Files of the Hugging Face hub: a data set's file, or a model's snapshot.
 //!
-//! Looks into the local cache first (the layout of `huggingface_hub`, shared with Python), then downloads through `hf-hub`, resuming what was
-//! begun. Around that crate it adds what it lacks: `HF_TOKEN`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, pinned commits in the cache, a check
-//! of the size, and errors that say what to do. It refuses pickled weights: safetensors only. Invariant: a path that
-//! is returned points into `snapshots/<commit>/`, so the commit names the bytes.
+//! Looks into the local cache first (the layout of `huggingface_hub`, shared with Python), then
+//! downloads through `hf-hub`, resuming what was begun. Around that crate it adds what it lacks:
+//! `HF_TOKEN`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, pinned commits in the cache, a check of the size,
+//! and errors that say what to do. It refuses pickled weights: safetensors only. Invariant: a path
+//! that is returned points into `snapshots/<commit>/`, so the commit names the bytes.
 
 mod error;
 mod place;
@@ -11,6 +12,7 @@ mod place;
 pub use error::HubError;
 
 use hf_hub::RepoType;
+use medft_dsl::plan::Source;
 use place::Place;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -29,7 +31,8 @@ const OPTIONAL: [&str; 3] = [
 pub trait DownloadProgress {
     /// A file of `bytes` bytes begins, or begins again after its connection broke.
     fn started(&mut self, file: &str, bytes: u64);
-    /// `bytes` more bytes are here. When a download continues, the first call counts what was here before.
+    /// `bytes` more bytes are here. When a download continues, the first call counts what was here
+    /// before.
     fn advanced(&mut self, bytes: u64);
     /// The file is complete.
     fn finished(&mut self);
@@ -44,14 +47,15 @@ impl DownloadProgress for () {
 /// A model's files in one folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Holds `config.json`, `tokenizer.json`, the weights and, if the repository has them, the other wanted files.
+    /// Holds `config.json`, `tokenizer.json`, the weights and, if the repository has them, the
+    /// other wanted files.
     pub dir: PathBuf,
     /// The commit that the revision stands for.
     pub commit: String,
 }
 
-/// Where files come from and where they are kept.
-#[derive(Debug, Clone)]
+/// Where files come from and where they are kept. Not `Debug`: the token stays out of logs.
+#[derive(Clone)]
 pub struct Hub {
     endpoint: String,
     cache: PathBuf,
@@ -60,8 +64,9 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// The hub as the environment describes it, with the meaning that Python's `huggingface_hub` gives to `HF_ENDPOINT`, `HF_HOME`,
-    /// `HF_HUB_CACHE`, `HF_TOKEN`, `HF_TOKEN_PATH`, `HF_HUB_OFFLINE` and `XDG_CACHE_HOME`.
+    /// The hub as the environment describes it, with the meaning that Python's `huggingface_hub`
+    /// gives to `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_TOKEN_PATH`,
+    /// `HF_HUB_OFFLINE` and `XDG_CACHE_HOME`.
     pub fn from_env() -> Hub {
         Hub::from_vars(|name| std::env::var(name).ok())
     }
@@ -96,6 +101,22 @@ impl Hub {
     /// Whether there is a token.
     pub fn has_token(&self) -> bool {
         self.token.is_some()
+    }
+
+    /// The file of a source: its own path, or that of the hub's file.
+    pub fn source_file(
+        &self,
+        source: &Source,
+        progress: &mut dyn DownloadProgress,
+    ) -> Result<PathBuf, HubError> {
+        match source {
+            Source::Csv { path, .. } | Source::Jsonl { path } => Ok(path.clone()),
+            Source::Hf {
+                repo,
+                file,
+                revision,
+            } => self.dataset_file(repo, file, revision, progress),
+        }
     }
 
     /// A file of a data set, from the cache or the hub.

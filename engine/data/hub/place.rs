@@ -1,7 +1,8 @@
 //! One revision of one repository: its place in the cache and its files on the hub.
 //!
-//! Wraps `hf-hub`, and is the only file that names it besides the repository's type. It refuses to trust a download's length.
-//! Invariant: files are fetched by commit, so one snapshot folder never mixes two revisions.
+//! Wraps `hf-hub`, and is the only file that names it besides the repository's type. It refuses to
+//! trust a download's length. Invariant: files are fetched by commit, so one snapshot folder never
+//! mixes two revisions.
 
 use super::{DownloadProgress, Hub, HubError, Snapshot};
 use hf_hub::api::Progress;
@@ -49,8 +50,8 @@ impl Remote<'_> {
         }
         let what = format!("the file `{file}`");
         let mut size = 0;
-        // Not the crate's own retries: after a connection that fails at once they begin at byte 0 of a file that
-        // already has bytes. Each call of ours takes the place from the file.
+        // Not the crate's own retries: after a connection that fails at once they begin at byte 0
+        // of a file that already has bytes. Each call of ours takes the place from the file.
         let mut retries = RETRIES;
         let path = loop {
             let forward = Forward {
@@ -85,8 +86,8 @@ impl Remote<'_> {
         Ok(path)
     }
 
-    /// Writes down what the revision stands for: the crate did so for the commit only, and the next look-up of `main`
-    /// starts here.
+    /// Writes down what the revision stands for: the crate did so for the commit only, and the next
+    /// look-up of `main` starts here.
     pub(super) fn remember(&self) -> Result<(), HubError> {
         let stored = self
             .place
@@ -184,7 +185,7 @@ impl Place<'_> {
         format!("{}/{}", self.hub.endpoint, self.at(self.revision).url())
     }
 
-    /// `the file `x.csv` of the data set `a/b` at `main``.
+    /// For messages: the file `x.csv` of the data set `a/b` at `main`.
     fn name(&self, what: &str) -> String {
         match self.kind {
             RepoType::Model => format!("{what} of `{}` at `{}`", self.repo, self.revision),

@@ -1,7 +1,8 @@
 //! Names of the 22 chapters: numeral, short title and letter range.
 //!
-//! Short titles are ours, for axes and tables; the official one is `CodeTree::title`. It refuses to name a chapter that the
-//! table does not have. Invariant: the numeral and short title stand at the chapter's number minus one.
+//! Short titles are ours, for axes and tables; the official one is `CodeTree::title`. It refuses to
+//! name a chapter that the table does not have. Invariant: the numeral and short title stand at the
+//! chapter's number minus one.
 
 /// A chapter's names.
 #[derive(Debug, Clone, PartialEq, Eq)]

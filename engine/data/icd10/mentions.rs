@@ -1,15 +1,16 @@
 //! ICD-10-CM codes in running text, for redaction and for the leak audit.
 //!
-//! Clinical text is full of things shaped like codes (`T3`, vitamin `B12`, `A1C`, HLA-`B27`, an `N95` mask), so a mention
-//! must be believable: see [`CodeTree::mentions`]. It refuses to read answers of models, which `evaluate` does with other rules.
-//! Invariant: mentions do not overlap and come left to right.
+//! Clinical text is full of things shaped like codes (`T3`, vitamin `B12`, `A1C`, HLA-`B27`, an
+//! `N95` mask), so a mention must be believable: see [`CodeTree::mentions`]. It refuses to read
+//! answers of models, which `evaluate` does with other rules. Invariant: mentions do not overlap
+//! and come left to right.
 
 use super::{CodeTree, Key};
 use crate::data::words::word_ranges;
 use std::ops::Range;
 
-/// Undotted strings that are codes by shape and in the tree, but name something else in clinical text: the CFTR deletion, the
-/// iodine isotope, the tumour-suppressor gene and the immunostain.
+/// Undotted strings that are codes by shape and in the tree, but name something else in clinical
+/// text: the CFTR deletion, the iodine isotope, the tumour-suppressor gene and the immunostain.
 const LOOK_ALIKES: [&str; 4] = ["F508", "I131", "P53", "S100"];
 
 /// A bare category is believed this many bytes after a word such as "ICD" or "code".
@@ -26,10 +27,12 @@ pub struct Mention {
 impl CodeTree {
     /// The codes that stand in `text`.
     ///
-    /// - With a dot (`E11.65`, `f32.a`): every row of the tree, every retired code, and what merely begins like one (`F05.8` of
-    ///   the WHO's edition: its category exists). `T36.6` to `T42.9` are temperatures unless "ICD" or "code" stands before them.
-    /// - Without (`E1165`): capitals only, and in the tree or retired. Three characters alone (`I10`) must also be billable or
-    ///   retired, or follow "ICD" or "code" closely: `N95`, `B27` and `Q10` are categories as well as a mask, an antigen and a coenzyme.
+    /// - With a dot (`E11.65`, `f32.a`): every row of the tree, every retired code, and what merely
+    ///   begins like one (`F05.8` of the WHO's edition: its category exists). `T36.6` to `T42.9`
+    ///   are temperatures unless "ICD" or "code" stands before them.
+    /// - Without (`E1165`): capitals only, and in the tree or retired. Three characters alone
+    ///   (`I10`) must also be billable or retired, or follow "ICD" or "code" closely: `N95`, `B27`
+    ///   and `Q10` are categories as well as a mask, an antigen and a coenzyme.
     ///
     /// Two characters are never a code (`T3`), nor is what is not in the tree (`B12`).
     pub fn mentions(&self, text: &str) -> Vec<Mention> {
@@ -87,8 +90,8 @@ impl CodeTree {
         found
     }
 
-    /// The word and what follows its dot, if that can be one code: the dot of `F05.8` belongs to the code, that of
-    /// `I10.The` ends a sentence.
+    /// The word and what follows its dot, if that can be one code: the dot of `F05.8` belongs to
+    /// the code, that of `I10.The` ends a sentence.
     fn with_dot(&self, text: &str, word: &Range<usize>) -> Option<Range<usize>> {
         let rest = text[word.end..]
             .strip_prefix('.')

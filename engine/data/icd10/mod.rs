@@ -1,8 +1,9 @@
 //! The ICD-10-CM tree: chapters, blocks, categories and codes, as released for one fiscal year.
 //!
-//! Holds navigation and titles. Reading written codes is in `written`, finding them in running text in `mentions`,
-//! decoding the shipped table in `table`. It refuses anything about data sets or models. Invariant: a
-//! [`CodeId`] is a row number in tree order (parents first), and belongs to the tree that gave it.
+//! Holds navigation and titles. Reading written codes is in `written`, finding them in running text
+//! in `mentions`, decoding the shipped table in `table`. It refuses anything about data sets or
+//! models. Invariant: a [`CodeId`] is a row number in tree order (parents first), and belongs to
+//! the tree that gave it.
 
 mod chapters;
 mod mentions;
@@ -73,7 +74,8 @@ impl CodeTree {
     /// The tree that ships with the engine, decoded at the first call (about 30 ms).
     pub fn shipped() -> &'static CodeTree {
         static TREE: OnceLock<CodeTree> = OnceLock::new();
-        // The bytes are part of the program and a test decodes them: failing here is a broken build.
+        // The bytes are part of the program and a test decodes them: failing here is a broken
+        // build.
         TREE.get_or_init(|| table::shipped().unwrap_or_else(|error| unreachable!("{error}")))
     }
 
@@ -129,8 +131,8 @@ impl CodeTree {
         above < below && below.0 < self.ends[above.at()]
     }
 
-    /// The row or its ancestor at `level`. A category is its own code at [`Level::Code`]; a block has no
-    /// category and a chapter no block.
+    /// The row or its ancestor at `level`. A category is its own code at [`Level::Code`]; a block
+    /// has no category and a chapter no block.
     pub fn at_level(&self, id: CodeId, level: Level) -> Option<CodeId> {
         let fits = |kind| match level {
             Level::Code => kind >= Kind::Category,
@@ -143,7 +145,8 @@ impl CodeTree {
             .find(|&id| fits(self.kind(id)))
     }
 
-    /// Whether the code is valid for a claim in this release: a category or code with nothing below it.
+    /// Whether the code is valid for a claim in this release: a category or code with nothing below
+    /// it.
     pub fn billable(&self, id: CodeId) -> bool {
         self.kind(id) >= Kind::Category && self.ends[id.at()] == id.0 + 1
     }

@@ -1,7 +1,8 @@
 //! Reads the compact table of `data/icd10cm/` (its README describes the layout).
 //!
-//! Holds the decoding only: navigation is in the parent module. It refuses to guess: a line that does not fit is an
-//! error with its number. Invariant: rows come parents before children, so one pass finds every parent.
+//! Holds the decoding only: navigation is in the parent module. It refuses to guess: a line that
+//! does not fit is an error with its number. Invariant: rows come parents before children, so one
+//! pass finds every parent.
 
 use super::{CodeId, CodeTree, Key, Kind, Retired};
 use flate2::read::GzDecoder;

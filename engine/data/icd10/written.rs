@@ -1,18 +1,20 @@
 //! Codes as people and models write them: `F32.A`, `f32a`, ` S83.512A `, `H40.11X1`.
 //!
-//! Holds the normal form and what the tree knows about it. It refuses to search in sentences (see `mentions`).
-//! Invariant: a code's normal form has no dot, so that every spelling of one code has one [`Key`].
+//! Holds the normal form and what the tree knows about it. It refuses to search in sentences (see
+//! `mentions`). Invariant: a code's normal form has no dot, so that every spelling of one code has
+//! one [`Key`].
 
 use super::{CodeId, CodeTree, Retired};
 use medft_dsl::plan::Level;
 
-/// A code without its dot, in capitals, padded with zeros: the longest has 7 characters (`S72001A`).
+/// A code without its dot, in capitals, padded with zeros: the longest has 7 characters
+/// (`S72001A`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Key([u8; 8]);
 
 impl Key {
-    /// The key of a code, block (`E08-E13`) or chapter (`CH04`) in any spelling. White space around it is ignored; a dot
-    /// may stand after the third character only.
+    /// The key of a code, block (`E08-E13`) or chapter (`CH04`) in any spelling. White space around
+    /// it is ignored; a dot may stand after the third character only.
     pub(crate) fn of(written: &str) -> Option<Key> {
         let mut key = [0; 8];
         let mut len = 0;
@@ -35,7 +37,8 @@ impl Key {
         std::str::from_utf8(bytes).unwrap_or_default()
     }
 
-    /// Whether it has the shape of a category or code: letter, digit, letter or digit, at most four more.
+    /// Whether it has the shape of a category or code: letter, digit, letter or digit, at most four
+    /// more.
     pub(crate) fn is_code_shaped(&self) -> bool {
         let code = self.as_str();
         matches!(code.as_bytes(), [b'A'..=b'Z', b'0'..=b'9', rest @ ..]
@@ -71,8 +74,8 @@ pub enum CodeStatus {
     Unknown,
 }
 
-/// The code in capitals with its dot (`s83512a` becomes `S83.512A`), whether it exists or not; `None` if it does
-/// not have the shape of a code.
+/// The code in capitals with its dot (`s83512a` becomes `S83.512A`), whether it exists or not;
+/// `None` if it does not have the shape of a code.
 pub fn dotted(written: &str) -> Option<String> {
     let key = Key::of(written).filter(Key::is_code_shaped)?;
     let (category, rest) = key.as_str().split_at(3);
@@ -89,8 +92,9 @@ impl CodeTree {
         self.find(Key::of(written)?)
     }
 
-    /// The row that `written` names or, for a code that is not in the tree, its closest ancestor (`H40.11X1` gives
-    /// `H40.11`), so that retired and misspelt codes can still be counted by category, block and chapter.
+    /// The row that `written` names or, for a code that is not in the tree, its closest ancestor
+    /// (`H40.11X1` gives `H40.11`), so that retired and misspelt codes can still be counted by
+    /// category, block and chapter.
     pub fn nearest(&self, written: &str) -> Option<CodeId> {
         let key = Key::of(written)?;
         self.find(key).or_else(|| {
@@ -101,8 +105,9 @@ impl CodeTree {
         })
     }
 
-    /// The label of a gold code at `level`: the code with its dot, or its category, block or chapter, also for a
-    /// code that is no longer in the tree. What is no code is its own label at every level.
+    /// The label of a gold code at `level`: the code with its dot, or its category, block or
+    /// chapter, also for a code that is no longer in the tree. What is no code is its own label at
+    /// every level.
     pub fn label(&self, written: &str, level: Level) -> String {
         let row = if level == Level::Code {
             self.parse(written)

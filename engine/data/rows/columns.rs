@@ -1,7 +1,7 @@
 //! Which column a recipe means.
 //!
-//! Exact names first, then names that differ only in white space around them (MedSynth's ` Note` has a leading
-//! blank). It refuses to guess further: a near name is offered, not taken.
+//! Exact names first, then names that differ only in white space around them (MedSynth's ` Note`
+//! has a leading blank). It refuses to guess further: a near name is offered, not taken.
 
 use super::RowsError;
 use std::path::Path;

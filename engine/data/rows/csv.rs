@@ -1,7 +1,8 @@
-//! Rows of a CSV file: header line, RFC 4180 quotes, any ASCII delimiter, LF or CRLF, with or without a byte-order mark.
+//! Rows of a CSV file: header line, RFC 4180 quotes, any ASCII delimiter, LF or CRLF, with or
+//! without a byte-order mark.
 //!
-//! Streams: one record is in memory at a time. It refuses ragged rows, bad quotes and bytes that are not UTF-8, each with
-//! its line. Invariant: the text of a cell is passed on untouched.
+//! Streams: one record is in memory at a time. It refuses ragged rows, bad quotes and bytes that
+//! are not UTF-8, each with its line. Invariant: the text of a cell is passed on untouched.
 
 use super::columns::find_column;
 use super::quotes::{BadQuote, QuoteWatch};

@@ -1,7 +1,7 @@
 //! What can be wrong with a file of rows, each with the place and the way out.
 //!
-//! Sentences only; reading is in `csv` and `jsonl`. Invariant: lines count from 1 and include the header,
-//! as an editor shows them.
+//! Sentences only; reading is in `csv` and `jsonl`. Invariant: lines count from 1 and include the
+//! header, as an editor shows them.
 
 use std::path::PathBuf;
 

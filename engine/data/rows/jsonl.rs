@@ -1,7 +1,7 @@
 //! Rows of a JSON-lines file: one object a line.
 //!
-//! Streams. Text and numbers are cells, a missing or null value is an empty one; anything else is refused with its line.
-//! Invariant: the first object decides which keys the columns are.
+//! Streams. Text and numbers are cells, a missing or null value is an empty one; anything else is
+//! refused with its line. Invariant: the first object decides which keys the columns are.
 
 use super::columns::find_column;
 use super::{Cells, RowsError};

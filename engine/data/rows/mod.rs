@@ -1,8 +1,10 @@
-//! Rows of a data block: read from a file, seen through the block's view, with an identity that lasts.
+//! Rows of a data block: read from a file, seen through the block's view, with an identity that
+//! lasts.
 //!
-//! Holds [`Row`], [`Rows`] and [`read_rows`]; the formats are in `csv` and `jsonl`. It refuses to mend a file: what cannot be
-//! read is an error, what cannot be used (no text, no code) is dropped and counted. Invariant: a row's
-//! `index` is its place in the file, whatever was dropped before it.
+//! Holds [`Row`], [`Rows`] and [`read_rows`]; the formats are in `csv` and `jsonl`. It refuses to
+//! mend a file: what cannot be read is an error, what cannot be used (no text, no code) is dropped
+//! and counted. Invariant: a row's `index` is its place in the file, whatever was dropped before
+//! it.
 
 mod columns;
 mod csv;
@@ -22,7 +24,8 @@ use std::path::{Path, PathBuf};
 pub struct Row {
     /// Place in the file, from 0, without the header.
     pub index: u64,
-    /// First 16 hexadecimal digits of the text's BLAKE3 hash. Rows with the same text have the same.
+    /// First 16 hexadecimal digits of the text's BLAKE3 hash. Rows with the same text have the
+    /// same.
     pub id: String,
     /// What the model reads: the view is applied.
     pub text: String,
@@ -48,6 +51,12 @@ impl Row {
     }
 }
 
+impl AsRef<str> for Row {
+    fn as_ref(&self) -> &str {
+        &self.text
+    }
+}
+
 /// The rows of a data block that can be used, and what happened to the others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rows {
@@ -67,7 +76,8 @@ pub struct Rows {
     pub hidden_codes: u64,
     /// Titles hidden by the view.
     pub hidden_titles: u64,
-    /// BLAKE3 of the usable rows' places, texts and codes, in hexadecimal: names the data in every result.
+    /// BLAKE3 of the usable rows' places, texts and codes, in hexadecimal: names the data in every
+    /// result.
     pub hash: String,
 }
 
@@ -78,7 +88,8 @@ struct Cells<T> {
     code: T,
 }
 
-/// Reads the rows of `data` from the file at `path`: the source's own, or where the hub's file was put.
+/// Reads the rows of `data` from the file at `path`: the source's own, or where the hub's file was
+/// put.
 pub fn read_rows(data: &Data, path: &Path, tree: &CodeTree) -> Result<Rows, RowsError> {
     let (column, sections) = match &data.text {
         TextView::Column { column } => (column, &[][..]),

@@ -1,8 +1,9 @@
-//! Watches the quotes of a CSV stream, because the `csv` crate accepts what a user has to know about.
+//! Watches the quotes of a CSV stream, because the `csv` crate accepts what a user has to know
+//! about.
 //!
-//! A quote that is never closed would swallow the rest of the file as one cell, silently if it is in the last column. It refuses to
-//! parse: the bytes go through unchanged. Invariant: state changes follow RFC 4180 with `\r`, `\n`
-//! and `\r\n` as line ends, as the crate reads them.
+//! A quote that is never closed would swallow the rest of the file as one cell, silently if it is
+//! in the last column. It refuses to parse: the bytes go through unchanged. Invariant: state
+//! changes follow RFC 4180 with `\r`, `\n` and `\r\n` as line ends, as the crate reads them.
 
 use std::io::{self, Read};
 
