@@ -24,12 +24,28 @@ enum Damage {
 
 fn damage(within: usize) -> impl Strategy<Value = Vec<Damage>> {
     let words = prop::sample::select(vec![
-        "-1", "0", "null", "1e400", "18446744073709551615", "\"x\"", "[]", "{}", ",", "NaN", "true", "9", "\u{0}", "9999999999",
+        "-1",
+        "0",
+        "null",
+        "1e400",
+        "18446744073709551615",
+        "\"x\"",
+        "[]",
+        "{}",
+        ",",
+        "NaN",
+        "true",
+        "9",
+        "\u{0}",
+        "9999999999",
     ]);
     let one = prop_oneof![
         (0..within, any::<u8>()).prop_map(|(at, to)| Damage::Flip { at, to }),
         (0..within).prop_map(|at| Damage::Cut { at }),
-        (0..within, words).prop_map(|(at, text)| Damage::Insert { at, text: text.to_string() }),
+        (0..within, words).prop_map(|(at, text)| Damage::Insert {
+            at,
+            text: text.to_string()
+        }),
         (0..within, 1..40usize).prop_map(|(at, count)| Damage::Remove { at, count }),
     ];
     prop::collection::vec(one, 1..4)
@@ -55,12 +71,21 @@ fn apply(bytes: &[u8], damages: &[Damage]) -> Vec<u8> {
 }
 
 fn load(dir: &Path) -> Result<(), String> {
-    Decoder::load(Cpu, dir, Precision::F32, true).map(drop).map_err(|e| e.to_string())
+    Decoder::load(Cpu, dir, Precision::F32, true)
+        .map(drop)
+        .map_err(|e| e.to_string())
 }
 
 fn cases() -> ProptestConfig {
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(300);
-    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+    let cases = std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(300);
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
 }
 
 proptest! {
@@ -105,9 +130,16 @@ proptest! {
 fn a_truncated_file_is_named() {
     let dir = tiny_model(1);
     let bytes = weights(TINY, 1);
-    std::fs::write(dir.path().join("model.safetensors"), &bytes[..bytes.len() - 5]).unwrap();
+    std::fs::write(
+        dir.path().join("model.safetensors"),
+        &bytes[..bytes.len() - 5],
+    )
+    .unwrap();
     let message = load(dir.path()).unwrap_err();
-    assert!(message.contains("model.safetensors") && message.contains("truncated"), "{message}");
+    assert!(
+        message.contains("model.safetensors") && message.contains("truncated"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -118,7 +150,10 @@ fn a_nan_is_named_with_its_tensor() {
     bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     std::fs::write(dir.path().join("model.safetensors"), bytes).unwrap();
     let message = load(dir.path()).unwrap_err();
-    assert!(message.contains("not a finite number") && message.contains("tensor `"), "{message}");
+    assert!(
+        message.contains("not a finite number") && message.contains("tensor `"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -127,5 +162,8 @@ fn an_unknown_architecture_is_named() {
     let config = TINY.replace("\"llama\"", "\"gpt2\"");
     std::fs::write(dir.path().join("config.json"), config).unwrap();
     let message = load(dir.path()).unwrap_err();
-    assert!(message.contains("gpt2") && message.contains("mistral"), "{message}");
+    assert!(
+        message.contains("gpt2") && message.contains("mistral"),
+        "{message}"
+    );
 }

@@ -29,7 +29,11 @@ pub fn run(args: Args) -> Outcome {
     if args.json {
         return output::json(&Checked { plan, needs });
     }
-    output::line(&format!("recipe `{}` checks: {}", plan.recipe.name, counts(plan)))?;
+    output::line(&format!(
+        "recipe `{}` checks: {}",
+        plan.recipe.name,
+        counts(plan)
+    ))?;
     for train in &plan.trains {
         let epochs = train.epochs;
         output::line(&format!(
@@ -38,10 +42,18 @@ pub fn run(args: Args) -> Outcome {
         ))?;
     }
     for evaluate in &plan.evaluates {
-        output::line(&format!("  evaluate {}: {}", evaluate.name, evaluate.models.join(", ")))?;
+        output::line(&format!(
+            "  evaluate {}: {}",
+            evaluate.name,
+            evaluate.models.join(", ")
+        ))?;
     }
     output::line("memory, and time for 1,000 tokens on this machine (estimated):")?;
-    let width = needs.iter().map(|n| n.name.chars().count()).max().unwrap_or(0);
+    let width = needs
+        .iter()
+        .map(|n| n.name.chars().count())
+        .max()
+        .unwrap_or(0);
     for need in &needs {
         output::line(&format!("  {:width$}  {}", need.name, describe(need)))?;
     }
@@ -64,7 +76,10 @@ fn describe(need: &Need) -> String {
     let Some(bytes) = need.bytes() else {
         return "not on this machine yet: it will be downloaded, and its needs are unknown until then".to_string();
     };
-    let mut parts = vec![format!("{} of memory", size(bytes)), format!("weights {}", size(need.weights.unwrap_or(0)))];
+    let mut parts = vec![
+        format!("{} of memory", size(bytes)),
+        format!("weights {}", size(need.weights.unwrap_or(0))),
+    ];
     if let (Some(optimizer), Some(activations)) = (need.optimizer, need.activations) {
         parts.push(format!("adapter and optimizer {}", size(optimizer)));
         parts.push(format!("activations {}", size(activations)));
@@ -77,5 +92,9 @@ fn describe(need: &Need) -> String {
 
 fn size(bytes: u64) -> String {
     let mib = bytes as f64 / 1_048_576.0;
-    if mib < 1024.0 { format!("{mib:.1} MiB") } else { format!("{:.2} GiB", mib / 1024.0) }
+    if mib < 1024.0 {
+        format!("{mib:.1} MiB")
+    } else {
+        format!("{:.2} GiB", mib / 1024.0)
+    }
 }

@@ -20,7 +20,12 @@ pub struct Progress {
 
 impl Default for Progress {
     fn default() -> Self {
-        Progress { terminal: std::io::stderr().is_terminal(), bar: None, last_line: None, val_loss: None }
+        Progress {
+            terminal: std::io::stderr().is_terminal(),
+            bar: None,
+            last_line: None,
+            val_loss: None,
+        }
     }
 }
 
@@ -37,7 +42,9 @@ impl Progress {
     fn advance(&mut self, done: u64, total: u64, what: &str, message: String) {
         if self.terminal {
             let bar = self.bar.get_or_insert_with(|| {
-                let style = ProgressStyle::with_template("{prefix} {wide_bar:.cyan/blue} {pos}/{len}  {msg}  {eta} left");
+                let style = ProgressStyle::with_template(
+                    "{prefix} {wide_bar:.cyan/blue} {pos}/{len}  {msg}  {eta} left",
+                );
                 let bar = ProgressBar::new(total);
                 bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
                 bar.set_prefix(what.to_string());
@@ -59,8 +66,18 @@ impl Progress {
     }
 
     fn plan(&self, stages: &[StageLine]) {
-        let width = stages.iter().map(|s| s.name.chars().count()).max().unwrap_or(0);
-        for StageLine { stage, name, what, done } in stages {
+        let width = stages
+            .iter()
+            .map(|s| s.name.chars().count())
+            .max()
+            .unwrap_or(0);
+        for StageLine {
+            stage,
+            name,
+            what,
+            done,
+        } in stages
+        {
             let state = if *done { "done" } else { "to do" };
             eprintln!("  {stage:<8} {name:<width$}  {state:<6} {what}");
         }
@@ -68,15 +85,37 @@ impl Progress {
 
     fn train(&mut self, name: &str, event: Event) {
         match event {
-            Event::Started { steps, done, trained_values } => {
+            Event::Started {
+                steps,
+                done,
+                trained_values,
+            } => {
                 self.val_loss = None;
-                let from = if done > 0 { format!(", going on at step {done}") } else { String::new() };
-                self.say(&format!("train {name}: {steps} steps, {trained_values} trained values{from}"));
+                let from = if done > 0 {
+                    format!(", going on at step {done}")
+                } else {
+                    String::new()
+                };
+                self.say(&format!(
+                    "train {name}: {steps} steps, {trained_values} trained values{from}"
+                ));
             }
-            Event::Step { metric, steps, tokens_per_second, .. } => {
-                let rest = steps.saturating_sub(metric.step) as f64 * metric.seconds / metric.step.max(1) as f64;
-                let val = self.val_loss.map_or(String::new(), |v| format!("  val {v:.4}"));
-                let eta = if self.terminal { String::new() } else { format!("  {} left", duration(rest)) };
+            Event::Step {
+                metric,
+                steps,
+                tokens_per_second,
+                ..
+            } => {
+                let rest = steps.saturating_sub(metric.step) as f64 * metric.seconds
+                    / metric.step.max(1) as f64;
+                let val = self
+                    .val_loss
+                    .map_or(String::new(), |v| format!("  val {v:.4}"));
+                let eta = if self.terminal {
+                    String::new()
+                } else {
+                    format!("  {} left", duration(rest))
+                };
                 let loss = metric.loss.unwrap_or(f64::NAN);
                 let message = format!("loss {loss:.4}{val}  {tokens_per_second:.0} tokens/s{eta}");
                 self.advance(metric.step, steps, &format!("train {name}"), message);
@@ -85,7 +124,10 @@ impl Progress {
                 self.val_loss = metric.val_loss;
                 let mark = if best { " (best so far)" } else { "" };
                 let loss = metric.val_loss.unwrap_or(f64::NAN);
-                self.say(&format!("train {name}: step {}, validation loss {loss:.4}{mark}", metric.step));
+                self.say(&format!(
+                    "train {name}: step {}, validation loss {loss:.4}{mark}",
+                    metric.step
+                ));
             }
             Event::Saved { .. } => {}
         }
@@ -113,14 +155,24 @@ impl Observer for Progress {
             StudyEvent::Notice(text) => self.say(&format!("note: {text}")),
             StudyEvent::Download { file, done, total } => {
                 let mib = |bytes: u64| bytes >> 20;
-                self.advance(mib(done), mib(total), &format!("download {file}"), "MiB".into());
+                self.advance(
+                    mib(done),
+                    mib(total),
+                    &format!("download {file}"),
+                    "MiB".into(),
+                );
                 if total == done {
                     self.finish();
                 }
             }
             StudyEvent::Train { name, event } => self.train(&name, event),
             StudyEvent::Predict { name, done, total } => {
-                self.advance(done as u64, total as u64, &format!("predict {name}"), "notes".into());
+                self.advance(
+                    done as u64,
+                    total as u64,
+                    &format!("predict {name}"),
+                    "notes".into(),
+                );
             }
             StudyEvent::Report { path } => {
                 self.finish();

@@ -29,9 +29,13 @@ impl RecipeArgs {
     /// Reads and checks the recipe; errors and warnings go to stderr.
     pub fn check(&self) -> Result<Recipe, Failure> {
         let read = std::fs::read_to_string(&self.recipe);
-        let text = read.with_context(|| format!("cannot read the recipe {}", self.recipe.display())).input()?;
+        let text = read
+            .with_context(|| format!("cannot read the recipe {}", self.recipe.display()))
+            .input()?;
         let source = SourceFile::new(&self.recipe, &text);
-        match medft_dsl::check(&source, &self.overrides, &|path| std::fs::read_to_string(path)) {
+        match medft_dsl::check(&source, &self.overrides, &|path| {
+            std::fs::read_to_string(path)
+        }) {
             Ok(Checked { plan, warnings }) => {
                 if !warnings.is_empty() {
                     eprintln!("{}", warnings.render(output::colors()));

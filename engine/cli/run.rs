@@ -5,7 +5,7 @@ use super::progress::Progress;
 use super::recipe::RecipeArgs;
 use super::{Blame, Failure, Outcome, output};
 use crate::study::StudyError;
-use crate::study::run::{Study, Finished};
+use crate::study::run::{Finished, Study};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,11 +34,22 @@ pub fn run(args: Args) -> Outcome {
     let recipe = args.recipe.check()?;
     args.device.check()?;
     let stop = stop_on_ctrl_c()?;
-    let study = Study { plan: &recipe.plan, text: &recipe.text, out: &args.out, must_resume: args.resume };
+    let study = Study {
+        plan: &recipe.plan,
+        text: &recipe.text,
+        out: &args.out,
+        must_resume: args.resume,
+    };
     let finished = study.run(&stop, &mut Progress::default()).map_err(blame)?;
-    let Finished { dir, report, nothing_to_do } = &finished;
+    let Finished {
+        dir,
+        report,
+        nothing_to_do,
+    } = &finished;
     if *nothing_to_do {
-        eprintln!("nothing to do: this recipe, its data and its models are unchanged since the last run");
+        eprintln!(
+            "nothing to do: this recipe, its data and its models are unchanged since the last run"
+        );
     }
     if args.json {
         return output::json(report);

@@ -47,7 +47,10 @@ pub fn prompt_hash(ids: &[u32]) -> String {
 /// Whatever the disk says.
 pub fn read(path: &Path) -> io::Result<Vec<Prediction>> {
     match std::fs::read_to_string(path) {
-        Ok(text) => Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()),
+        Ok(text) => Ok(text
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(e) => Err(e),
     }
@@ -56,7 +59,11 @@ pub fn read(path: &Path) -> io::Result<Vec<Prediction>> {
 /// The lines of a file that holds these.
 pub fn lines(predictions: &[Prediction]) -> String {
     // A struct of strings and finite numbers always serialises.
-    predictions.iter().filter_map(|p| serde_json::to_string(p).ok()).map(|line| line + "\n").collect()
+    predictions
+        .iter()
+        .filter_map(|p| serde_json::to_string(p).ok())
+        .map(|line| line + "\n")
+        .collect()
 }
 
 /// Opens a file for appending, behind its last complete line.
@@ -64,7 +71,11 @@ pub fn lines(predictions: &[Prediction]) -> String {
 /// # Errors
 /// Whatever the disk says.
 pub fn append(path: &Path) -> io::Result<File> {
-    let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
+    let mut file = OpenOptions::new()
+        .create(true)
+        .read(true)
+        .append(true)
+        .open(path)?;
     let end = file.seek(SeekFrom::End(0))?;
     if end > 0 {
         let mut last = [0];
@@ -100,7 +111,10 @@ mod tests {
         let path = dir.path().join("answers.jsonl");
         let whole = lines(&[prediction("a"), prediction("b")]);
         std::fs::write(&path, &whole[..whole.len() - 20]).unwrap();
-        append(&path).unwrap().write_all(lines(&[prediction("c")]).as_bytes()).unwrap();
+        append(&path)
+            .unwrap()
+            .write_all(lines(&[prediction("c")]).as_bytes())
+            .unwrap();
         let ids: Vec<String> = read(&path).unwrap().into_iter().map(|p| p.id).collect();
         assert_eq!(ids, ["a", "c"]);
     }

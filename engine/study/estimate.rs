@@ -59,10 +59,15 @@ fn need(model: &Model, train: Option<(&Train, &Task)>, rate: f64) -> Need {
         activations: None,
         seconds_per_1000_tokens: None,
     };
-    let Some(config) = here(model).and_then(|dir| Config::load(&dir).ok()) else { return need };
+    let Some(config) = here(model).and_then(|dir| Config::load(&dir).ok()) else {
+        return need;
+    };
     let all = config.parameters();
-    let linear: u64 =
-        Linear::ALL.iter().map(|l| linear_shape(&config, *l)).map(|(o, i)| (o * i * config.layers) as u64).sum();
+    let linear: u64 = Linear::ALL
+        .iter()
+        .map(|l| linear_shape(&config, *l))
+        .map(|(o, i)| (o * i * config.layers) as u64)
+        .sum();
     need.parameters = Some(all);
     need.weights = Some(match model.precision {
         Precision::F32 => 4 * all,
@@ -88,7 +93,11 @@ fn need(model: &Model, train: Option<(&Train, &Task)>, rate: f64) -> Need {
             }
             Adapter::Full => all,
         };
-        operations *= if train.adapter == Adapter::Full { 3.0 } else { 2.0 };
+        operations *= if train.adapter == Adapter::Full {
+            3.0
+        } else {
+            2.0
+        };
         operations += 6.0 * trained as f64;
         need.trained = Some(trained);
         need.optimizer = Some(16 * trained);

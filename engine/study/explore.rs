@@ -49,12 +49,22 @@ pub fn explore(plan: &Plan, observer: &mut dyn Observer) -> Result<Vec<Explored>
     for data in &plan.data {
         let path = match &data.source {
             Source::Csv { path, .. } | Source::Jsonl { path } => path.clone(),
-            Source::Hf { repo, file, revision } => {
+            Source::Hf {
+                repo,
+                file,
+                revision,
+            } => {
                 Hub::from_env().dataset_file(repo, file, revision, &mut Downloads::new(observer))?
             }
         };
         let rows = read_rows(data, &path, tree)?;
-        let clusters = near::clusters(&rows.rows.iter().map(|r| r.text.as_str()).collect::<Vec<_>>());
+        let clusters = near::clusters(
+            &rows
+                .rows
+                .iter()
+                .map(|r| r.text.as_str())
+                .collect::<Vec<_>>(),
+        );
         let mut readers = Vec::new();
         for (task, model) in uses(plan, data) {
             match here(model) {
@@ -65,29 +75,51 @@ pub fn explore(plan: &Plan, observer: &mut dyn Observer) -> Result<Vec<Explored>
                 ))),
             }
         }
-        let counters: Vec<Box<dyn Fn(&str) -> usize + '_>> = readers.iter().map(Reader::counter).collect();
+        let counters: Vec<Box<dyn Fn(&str) -> usize + '_>> =
+            readers.iter().map(Reader::counter).collect();
         let tokens: Vec<Tokens> = readers
             .iter()
             .zip(&counters)
-            .map(|(r, count)| Tokens { model: &r.model.name, max_tokens: r.task.max_tokens, count })
+            .map(|(r, count)| Tokens {
+                model: &r.model.name,
+                max_tokens: r.task.max_tokens,
+                count,
+            })
             .collect();
         let exploration = explore_rows(&data.name, &rows, &clusters, &tokens, tree);
-        let examples = readers.iter().map(|r| r.show(&rows, tree)).collect::<Result<Vec<_>, _>>()?;
-        explored.push(Explored { exploration, examples: examples.into_iter().flatten().collect() });
+        let examples = readers
+            .iter()
+            .map(|r| r.show(&rows, tree))
+            .collect::<Result<Vec<_>, _>>()?;
+        explored.push(Explored {
+            exploration,
+            examples: examples.into_iter().flatten().collect(),
+        });
     }
     Ok(explored)
 }
 
 /// The tasks on a data block and the models that read them, each pair once.
 fn uses<'a>(plan: &'a Plan, data: &Data) -> Vec<(&'a Task, &'a Model)> {
-    let trains = plan.trains.iter().map(|t| (t.task.as_str(), t.model.as_str()));
-    let evaluated = plan.evaluates.iter().flat_map(|e| e.models.iter().map(|m| (e.task.as_str(), m.as_str())));
+    let trains = plan
+        .trains
+        .iter()
+        .map(|t| (t.task.as_str(), t.model.as_str()));
+    let evaluated = plan
+        .evaluates
+        .iter()
+        .flat_map(|e| e.models.iter().map(|m| (e.task.as_str(), m.as_str())));
     let mut pairs: Vec<(&Task, &Model)> = Vec::new();
     for (task, model) in trains.chain(evaluated) {
-        let task = plan.tasks.iter().find(|t| t.name == task && t.data == data.name);
+        let task = plan
+            .tasks
+            .iter()
+            .find(|t| t.name == task && t.data == data.name);
         let model = plan.models.iter().find(|m| m.name == model);
         if let (Some(task), Some(model)) = (task, model)
-            && !pairs.iter().any(|(t, m)| t.name == task.name && m.name == model.name)
+            && !pairs
+                .iter()
+                .any(|(t, m)| t.name == task.name && m.name == model.name)
         {
             pairs.push((task, model));
         }
@@ -113,24 +145,47 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn load(task: &'a Task, model: &'a Model, dir: &std::path::Path) -> Result<Self, StudyError> {
-        let text = |source| StudyError::Text { block: model.name.clone(), source };
+        let text = |source| StudyError::Text {
+            block: model.name.clone(),
+            source,
+        };
         let tokenizer = Tokenizer::load(dir).map_err(text)?;
-        Ok(Reader { task, model, tokenizer, template: ChatTemplate::load(dir).map_err(text)? })
+        Ok(Reader {
+            task,
+            model,
+            tokenizer,
+            template: ChatTemplate::load(dir).map_err(text)?,
+        })
     }
 
     fn counter(&self) -> Box<dyn Fn(&str) -> usize + '_> {
         // A text that a tokenizer refuses is reported when its prompt is rendered.
-        Box::new(|text| self.tokenizer.encode_rendered(text).map_or(0, |ids| ids.len()))
+        Box::new(|text| {
+            self.tokenizer
+                .encode_rendered(text)
+                .map_or(0, |ids| ids.len())
+        })
     }
 
     /// The first row as a training example.
     fn show(&self, rows: &Rows, tree: &CodeTree) -> Result<Option<Shown>, StudyError> {
-        let text = |source| StudyError::Text { block: self.task.name.clone(), source };
-        let Some(row) = rows.rows.first() else { return Ok(None) };
+        let text = |source| StudyError::Text {
+            block: self.task.name.clone(),
+            source,
+        };
+        let Some(row) = rows.rows.first() else {
+            return Ok(None);
+        };
         let renderer = Renderer::new(self.task, &self.template, &self.tokenizer).map_err(text)?;
         let code = tree.label(&row.code, self.task.level);
         let title = tree.title_of(&code);
-        let example = renderer.example(&Row { text: &row.text, code: &code, title }).map_err(text)?;
+        let example = renderer
+            .example(&Row {
+                text: &row.text,
+                code: &code,
+                title,
+            })
+            .map_err(text)?;
         let (prompt, answer) = example.ids.split_at(example.target_start);
         Ok(Some(Shown {
             task: self.task.name.clone(),

@@ -113,7 +113,10 @@ pub enum StudyError {
 impl StudyError {
     /// About a file or folder.
     pub fn io(path: &Path, source: std::io::Error) -> Self {
-        StudyError::Io { path: path.to_path_buf(), source }
+        StudyError::Io {
+            path: path.to_path_buf(),
+            source,
+        }
     }
 
     /// Whether the user's input is wrong (exit code 2) rather than the work failed (1).
@@ -127,7 +130,10 @@ impl StudyError {
             | StudyError::Model { .. }
             | StudyError::Adapter(_) => true,
             StudyError::Train(e) => {
-                matches!(e, TrainError::NoRows { .. } | TrainError::Adapter(_) | TrainError::State { .. })
+                matches!(
+                    e,
+                    TrainError::NoRows { .. } | TrainError::Adapter(_) | TrainError::State { .. }
+                )
             }
             StudyError::Hub(e) => matches!(
                 e,

@@ -31,8 +31,13 @@ pub struct Base {
 pub fn model_dir(model: &Model, observer: &mut dyn Observer) -> Result<PathBuf, StudyError> {
     match &model.weights {
         Weights::Dir { path } if path.is_dir() => Ok(path.clone()),
-        Weights::Dir { path } => Err(StudyError::NoModel { name: model.name.clone(), dir: path.clone() }),
-        Weights::Hf { repo, revision } => Ok(Hub::from_env().model(repo, revision, &mut Downloads::new(observer))?.dir),
+        Weights::Dir { path } => Err(StudyError::NoModel {
+            name: model.name.clone(),
+            dir: path.clone(),
+        }),
+        Weights::Hf { repo, revision } => Ok(Hub::from_env()
+            .model(repo, revision, &mut Downloads::new(observer))?
+            .dir),
     }
 }
 
@@ -47,12 +52,23 @@ pub struct Downloads<'a> {
 impl<'a> Downloads<'a> {
     /// Tells this observer.
     pub fn new(observer: &'a mut dyn Observer) -> Self {
-        Downloads { observer, file: String::new(), done: 0, total: 0 }
+        Downloads {
+            observer,
+            file: String::new(),
+            done: 0,
+            total: 0,
+        }
     }
 
     fn tell(&mut self) {
-        let Downloads { file, done, total, .. } = self;
-        self.observer.event(StudyEvent::Download { file: file.clone(), done: *done, total: *total });
+        let Downloads {
+            file, done, total, ..
+        } = self;
+        self.observer.event(StudyEvent::Download {
+            file: file.clone(),
+            done: *done,
+            total: *total,
+        });
     }
 }
 
@@ -92,13 +108,25 @@ impl Bases {
         }
         self.last = None;
         let dir = resolved.model_path(model);
-        let text = |source| StudyError::Text { block: model.name.clone(), source };
-        let decoder = Decoder::load(Cpu, dir, model.precision, model.double_quant)
-            .map_err(|source| StudyError::Model { name: model.name.clone(), source })?;
+        let text = |source| StudyError::Text {
+            block: model.name.clone(),
+            source,
+        };
+        let decoder =
+            Decoder::load(Cpu, dir, model.precision, model.double_quant).map_err(|source| {
+                StudyError::Model {
+                    name: model.name.clone(),
+                    source,
+                }
+            })?;
         let tokenizer = Tokenizer::load(dir).map_err(text)?;
         tokenizer.check_fits(decoder.config.vocab).map_err(text)?;
         let template = ChatTemplate::load(dir).map_err(text)?;
-        let base = Arc::new(Base { decoder, tokenizer, template });
+        let base = Arc::new(Base {
+            decoder,
+            tokenizer,
+            template,
+        });
         self.last = Some((model.name.clone(), base.clone()));
         Ok(base)
     }

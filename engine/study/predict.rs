@@ -41,8 +41,16 @@ pub struct Answers {
 ///
 /// # Errors
 /// A name that the plan does not define.
-pub fn place(resolved: &Resolved, store: &Store, evaluate: &Evaluate, system: &System) -> Result<PathBuf, StudyError> {
-    Ok(store.place(&format!("predict-{}.json", resolved.predict_key(evaluate, system)?)))
+pub fn place(
+    resolved: &Resolved,
+    store: &Store,
+    evaluate: &Evaluate,
+    system: &System,
+) -> Result<PathBuf, StudyError> {
+    Ok(store.place(&format!(
+        "predict-{}.json",
+        resolved.predict_key(evaluate, system)?
+    )))
 }
 
 /// The answers of a complete stage.
@@ -76,7 +84,10 @@ pub fn run(
     stop: &AtomicBool,
     observer: &mut dyn Observer,
 ) -> Result<Answers, StudyError> {
-    let text = |source| StudyError::Text { block: evaluate.name.clone(), source };
+    let text = |source| StudyError::Text {
+        block: evaluate.name.clone(),
+        source,
+    };
     let base = bases.get(system.model, resolved)?;
     let trained = match system.train {
         Some(train) => Some(train::load(resolved, store, train, &base.decoder.config)?),
@@ -86,20 +97,36 @@ pub fn run(
     let set = sets.get(resolved, store, resolved.data(task)?)?;
     let rows = set.side(evaluate.split, evaluate.limit);
     let renderer = Renderer::new(task, &base.template, &base.tokenizer).map_err(text)?;
-    let notes: Vec<&str> = rows.iter().map(|r| set.all.rows[*r].text.as_str()).collect();
+    let notes: Vec<&str> = rows
+        .iter()
+        .map(|r| set.all.rows[*r].text.as_str())
+        .collect();
     let prompts: Vec<Prompt> = renderer.prompts(&notes).map_err(text)?;
 
-    let path = store.place(&format!("answers-{}.jsonl", key(&(resolved.weights_key(system)?, &evaluate.decode))));
+    let path = store.place(&format!(
+        "answers-{}.jsonl",
+        key(&(resolved.weights_key(system)?, &evaluate.decode))
+    ));
     let io = |e| StudyError::io(&path, e);
     if !evaluate.cache && path.is_file() {
         std::fs::remove_file(&path).map_err(io)?;
     }
     let mut known: HashMap<(String, String), Prediction> = HashMap::new();
     for prediction in prediction::read(&path).map_err(io)? {
-        known.insert((prediction.id.clone(), prediction.prompt.clone()), prediction);
+        known.insert(
+            (prediction.id.clone(), prediction.prompt.clone()),
+            prediction,
+        );
     }
-    let name = |at: usize| (set.all.rows[rows[at]].id.clone(), prompt_hash(&prompts[at].ids));
-    let mut todo: Vec<usize> = (0..rows.len()).filter(|at| !known.contains_key(&name(*at))).collect();
+    let name = |at: usize| {
+        (
+            set.all.rows[rows[at]].id.clone(),
+            prompt_hash(&prompts[at].ids),
+        )
+    };
+    let mut todo: Vec<usize> = (0..rows.len())
+        .filter(|at| !known.contains_key(&name(*at)))
+        .collect();
     // Prompts of like length share a batch, longest first: memory is known from the first batch on.
     todo.sort_by_key(|at| std::cmp::Reverse(prompts[*at].ids.len()));
 
@@ -115,7 +142,11 @@ pub fn run(
     crate::machine::reset_peak_memory();
     let total = rows.len();
     let tell = |observer: &mut dyn Observer, done| {
-        observer.event(StudyEvent::Predict { name: system.name.to_string(), done, total });
+        observer.event(StudyEvent::Predict {
+            name: system.name.to_string(),
+            done,
+            total,
+        });
     };
     tell(observer, total - todo.len());
     for (i, batch) in todo.chunks(evaluate.batch.max(1) as usize).enumerate() {
@@ -124,12 +155,18 @@ pub fn run(
         }
         let requests: Vec<Request> = batch
             .iter()
-            .map(|at| Request { row: stream(&set.all.rows[rows[*at]].id), prompt: &prompts[*at].ids })
+            .map(|at| Request {
+                row: stream(&set.all.rows[rows[*at]].id),
+                prompt: &prompts[*at].ids,
+            })
             .collect();
         let began = std::time::Instant::now();
         let answers = generator
             .answer(&requests)
-            .map_err(|source| StudyError::Generate { block: evaluate.name.clone(), source })?;
+            .map_err(|source| StudyError::Generate {
+                block: evaluate.name.clone(),
+                source,
+            })?;
         seconds += began.elapsed().as_secs_f64();
         let mut done = Vec::new();
         for (at, answer) in batch.iter().zip(answers) {
@@ -145,13 +182,19 @@ pub fn run(
                 seconds: answer.seconds,
             });
         }
-        file.write_all(prediction::lines(&done).as_bytes()).map_err(io)?;
-        known.extend(done.into_iter().map(|p| ((p.id.clone(), p.prompt.clone()), p)));
+        file.write_all(prediction::lines(&done).as_bytes())
+            .map_err(io)?;
+        known.extend(
+            done.into_iter()
+                .map(|p| ((p.id.clone(), p.prompt.clone()), p)),
+        );
         let so_far = total - todo.len() + (i * evaluate.batch as usize + batch.len());
         tell(observer, so_far);
     }
     let answers = Answers {
-        predictions: (0..total).filter_map(|at| known.get(&name(at)).cloned()).collect(),
+        predictions: (0..total)
+            .filter_map(|at| known.get(&name(at)).cloned())
+            .collect(),
         seconds,
         decoded: todo.len(),
         peak_memory: crate::machine::peak_memory(),

@@ -47,16 +47,29 @@ impl<'a> Resolved<'a> {
     ///
     /// # Errors
     /// A file or folder that is not there, or a hub that does not give it.
-    pub fn find(plan: &'a Plan, store: &mut Store, observer: &mut dyn Observer) -> Result<Self, StudyError> {
-        let mut resolved =
-            Resolved { plan, data: BTreeMap::new(), models: BTreeMap::new(), adapters: BTreeMap::new() };
+    pub fn find(
+        plan: &'a Plan,
+        store: &mut Store,
+        observer: &mut dyn Observer,
+    ) -> Result<Self, StudyError> {
+        let mut resolved = Resolved {
+            plan,
+            data: BTreeMap::new(),
+            models: BTreeMap::new(),
+            adapters: BTreeMap::new(),
+        };
         for system in resolved.systems_of_all()? {
             if !resolved.models.contains_key(system.model.name.as_str()) {
                 let path = model_dir(system.model, observer)?;
                 let print = folder_print(&path, store)?;
-                resolved.models.insert(&system.model.name, Found { path, print });
+                resolved
+                    .models
+                    .insert(&system.model.name, Found { path, print });
             }
-            if let Some(Train { adapter: Adapter::Lora(lora), .. }) = system.train
+            if let Some(Train {
+                adapter: Adapter::Lora(lora),
+                ..
+            }) = system.train
                 && let Some(dir) = &lora.init
             {
                 let print = folder_print(dir, store)?;
@@ -66,9 +79,16 @@ impl<'a> Resolved<'a> {
         for data in resolved.data_in_use()? {
             let path = match &data.source {
                 Source::Csv { path, .. } | Source::Jsonl { path } => path.clone(),
-                Source::Hf { repo, file, revision } => {
-                    Hub::from_env().dataset_file(repo, file, revision, &mut Downloads::new(observer))?
-                }
+                Source::Hf {
+                    repo,
+                    file,
+                    revision,
+                } => Hub::from_env().dataset_file(
+                    repo,
+                    file,
+                    revision,
+                    &mut Downloads::new(observer),
+                )?,
             };
             if !path.is_file() {
                 // The reader has the sentence for it.
@@ -84,11 +104,29 @@ impl<'a> Resolved<'a> {
     fn system(&self, name: &str) -> Result<System<'a>, StudyError> {
         let dangling = || StudyError::Dangling(name.to_string());
         if let Some(train) = self.plan.trains.iter().find(|t| t.name == name) {
-            let model = self.plan.models.iter().find(|m| m.name == train.model).ok_or_else(dangling)?;
-            return Ok(System { name: &train.name, model, train: Some(train) });
+            let model = self
+                .plan
+                .models
+                .iter()
+                .find(|m| m.name == train.model)
+                .ok_or_else(dangling)?;
+            return Ok(System {
+                name: &train.name,
+                model,
+                train: Some(train),
+            });
         }
-        let model = self.plan.models.iter().find(|m| m.name == name).ok_or_else(dangling)?;
-        Ok(System { name: &model.name, model, train: None })
+        let model = self
+            .plan
+            .models
+            .iter()
+            .find(|m| m.name == name)
+            .ok_or_else(dangling)?;
+        Ok(System {
+            name: &model.name,
+            model,
+            train: None,
+        })
     }
 
     /// The systems of an evaluation: those that the recipe names, and each tuned one's own base as it comes.
@@ -120,7 +158,12 @@ impl<'a> Resolved<'a> {
     }
 
     fn data_in_use(&self) -> Result<Vec<&'a Data>, StudyError> {
-        let tasks = self.plan.trains.iter().map(|t| &t.task).chain(self.plan.evaluates.iter().map(|e| &e.task));
+        let tasks = self
+            .plan
+            .trains
+            .iter()
+            .map(|t| &t.task)
+            .chain(self.plan.evaluates.iter().map(|e| &e.task));
         let mut all: Vec<&'a Data> = Vec::new();
         for task in tasks {
             let data = self.data(self.task(task)?)?;
@@ -136,7 +179,11 @@ impl<'a> Resolved<'a> {
     /// # Errors
     /// A name that the plan does not define.
     pub fn task(&self, name: &str) -> Result<&'a Task, StudyError> {
-        self.plan.tasks.iter().find(|t| t.name == name).ok_or_else(|| StudyError::Dangling(name.to_string()))
+        self.plan
+            .tasks
+            .iter()
+            .find(|t| t.name == name)
+            .ok_or_else(|| StudyError::Dangling(name.to_string()))
     }
 
     /// A task's data block.
@@ -150,17 +197,23 @@ impl<'a> Resolved<'a> {
 
     /// Where a data block's file lies.
     pub fn data_path(&self, data: &Data) -> &Path {
-        self.data.get(data.name.as_str()).map_or(Path::new(""), |f| &f.path)
+        self.data
+            .get(data.name.as_str())
+            .map_or(Path::new(""), |f| &f.path)
     }
 
     /// Where a model lies.
     pub fn model_path(&self, model: &Model) -> &Path {
-        self.models.get(model.name.as_str()).map_or(Path::new(""), |f| &f.path)
+        self.models
+            .get(model.name.as_str())
+            .map_or(Path::new(""), |f| &f.path)
     }
 
     /// Hash of a model's files.
     pub fn model_print(&self, model: &Model) -> &str {
-        self.models.get(model.name.as_str()).map_or("", |f| &f.print)
+        self.models
+            .get(model.name.as_str())
+            .map_or("", |f| &f.print)
     }
 
     fn data_print(&self, data: &Data) -> &str {
@@ -169,12 +222,36 @@ impl<'a> Resolved<'a> {
 
     /// Key of a data block's split.
     pub fn split_key(&self, data: &Data) -> String {
-        key(&(NUMERICS, "split", self.data_print(data), &data.text, data.redact, &data.code, data.limit, &data.split))
+        key(&(
+            NUMERICS,
+            "split",
+            self.data_print(data),
+            &data.text,
+            data.redact,
+            &data.code,
+            data.limit,
+            &data.split,
+        ))
     }
 
     fn task_key(&self, task: &Task) -> Result<String, StudyError> {
-        let Task { name: _, data: _, system, user, answer, max_tokens, level } = task;
-        Ok(key(&(self.split_key(self.data(task)?), system, user, answer, max_tokens, level)))
+        let Task {
+            name: _,
+            data: _,
+            system,
+            user,
+            answer,
+            max_tokens,
+            level,
+        } = task;
+        Ok(key(&(
+            self.split_key(self.data(task)?),
+            system,
+            user,
+            answer,
+            max_tokens,
+            level,
+        )))
     }
 
     fn model_key(&self, model: &Model) -> String {
@@ -201,7 +278,14 @@ impl<'a> Resolved<'a> {
             lora.init = None;
         }
         let task = self.task_key(self.task(&train.task)?)?;
-        Ok(key(&(NUMERICS, "train", self.model_key(system.model), task, settings, init)))
+        Ok(key(&(
+            NUMERICS,
+            "train",
+            self.model_key(system.model),
+            task,
+            settings,
+            init,
+        )))
     }
 
     /// Key of one system's predictions.
@@ -236,7 +320,12 @@ impl<'a> Resolved<'a> {
     /// A name that the plan does not define.
     pub fn weights_key(&self, system: &System) -> Result<String, StudyError> {
         let train = system.train.map(|t| self.train_key(t)).transpose()?;
-        Ok(key(&(NUMERICS, "weights", self.model_key(system.model), train)))
+        Ok(key(&(
+            NUMERICS,
+            "weights",
+            self.model_key(system.model),
+            train,
+        )))
     }
 }
 
@@ -245,7 +334,9 @@ fn folder_print(dir: &Path, store: &mut Store) -> Result<String, StudyError> {
     let mut prints = BTreeMap::new();
     for entry in std::fs::read_dir(dir).map_err(|e| StudyError::io(dir, e))? {
         let path = entry.map_err(|e| StudyError::io(dir, e))?.path();
-        let part = path.extension().is_some_and(|e| e == "json" || e == "safetensors" || e == "jinja");
+        let part = path
+            .extension()
+            .is_some_and(|e| e == "json" || e == "safetensors" || e == "jinja");
         if part && path.is_file() {
             let name = path.file_name().map(|n| n.to_string_lossy().into_owned());
             prints.insert(name, store.fingerprint(&path)?);

@@ -36,7 +36,12 @@ impl DataSets {
     ///
     /// # Errors
     /// A file that cannot be read, or a split that does not fit it.
-    pub fn get(&mut self, resolved: &Resolved, store: &Store, data: &Data) -> Result<Arc<DataSet>, StudyError> {
+    pub fn get(
+        &mut self,
+        resolved: &Resolved,
+        store: &Store,
+        data: &Data,
+    ) -> Result<Arc<DataSet>, StudyError> {
         if let Some(set) = self.sets.get(&data.name) {
             return Ok(set.clone());
         }
@@ -53,9 +58,19 @@ impl DataSets {
         };
         let labels = [Level::Code, Level::Category, Level::Block, Level::Chapter]
             .into_iter()
-            .map(|level| (level, all.rows.iter().map(|row| label(row, level, tree)).collect()))
+            .map(|level| {
+                (
+                    level,
+                    all.rows.iter().map(|row| label(row, level, tree)).collect(),
+                )
+            })
             .collect();
-        let set = Arc::new(DataSet { all, split, split_path, labels });
+        let set = Arc::new(DataSet {
+            all,
+            split,
+            split_path,
+            labels,
+        });
         self.sets.insert(data.name.clone(), set.clone());
         Ok(set)
     }
@@ -71,7 +86,9 @@ fn label(row: &Row, level: Level, tree: &CodeTree) -> (String, String) {
 impl DataSet {
     /// Places of the rows of one side, at most `limit`.
     pub fn side(&self, part: Part, limit: Option<u64>) -> Vec<usize> {
-        let limit = limit.and_then(|l| usize::try_from(l).ok()).unwrap_or(usize::MAX);
+        let limit = limit
+            .and_then(|l| usize::try_from(l).ok())
+            .unwrap_or(usize::MAX);
         let mut rows = self.split.rows_of(part);
         rows.truncate(limit);
         rows
@@ -83,13 +100,24 @@ impl DataSet {
         let row = |at: usize| {
             let (code, title) = labels.get(at)?;
             let title = Some(title.as_str()).filter(|t| !t.is_empty());
-            Some(example::Row { text: &self.all.rows.get(at)?.text, code, title })
+            Some(example::Row {
+                text: &self.all.rows.get(at)?.text,
+                code,
+                title,
+            })
         };
-        self.split.rows_of(part).into_iter().filter_map(row).collect()
+        self.split
+            .rows_of(part)
+            .into_iter()
+            .filter_map(row)
+            .collect()
     }
 
     /// A row's label at a level.
     pub fn label(&self, row: usize, level: Level) -> &str {
-        self.labels.get(&level).and_then(|l| l.get(row)).map_or("", |(label, _)| label)
+        self.labels
+            .get(&level)
+            .and_then(|l| l.get(row))
+            .map_or("", |(label, _)| label)
     }
 }

@@ -49,17 +49,31 @@ impl Study<'_> {
     ///
     /// # Errors
     /// Whatever stops a stage; what was finished stays.
-    pub fn run(&self, stop: &AtomicBool, observer: &mut dyn Observer) -> Result<Finished, StudyError> {
+    pub fn run(
+        &self,
+        stop: &AtomicBool,
+        observer: &mut dyn Observer,
+    ) -> Result<Finished, StudyError> {
         let mut store = Store::open(self.out)?;
         let resolved = Resolved::find(self.plan, &mut store, observer)?;
         let run_key = self.key(&resolved)?;
-        let dir = self.out.join(&self.plan.recipe.name).join(run_key.get(..8).unwrap_or(&run_key));
+        let dir = self
+            .out
+            .join(&self.plan.recipe.name)
+            .join(run_key.get(..8).unwrap_or(&run_key));
         let cached = self.plan.evaluates.iter().all(|e| e.cache);
         if let Some(report) = finished_report(&dir, &run_key).filter(|_| cached) {
-            return Ok(Finished { dir, report, nothing_to_do: true });
+            return Ok(Finished {
+                dir,
+                report,
+                nothing_to_do: true,
+            });
         }
         if self.must_resume && !dir.is_dir() {
-            return Err(StudyError::NothingToResume { out: self.out.to_path_buf(), recipe: self.plan.recipe.name.clone() });
+            return Err(StudyError::NothingToResume {
+                out: self.out.to_path_buf(),
+                recipe: self.plan.recipe.name.clone(),
+            });
         }
         observer.event(StudyEvent::Plan(self.stages(&resolved, &store)?));
         write_whole(&dir.join("recipe.rcp"), self.text.as_bytes())?;
@@ -72,8 +86,13 @@ impl Study<'_> {
             let record = match train::record(&resolved, &store, block)? {
                 Some(record) => record,
                 None => {
-                    observer.event(StudyEvent::Begin { stage: "train", name: block.name.clone() });
-                    train::run(&resolved, &store, block, &mut bases, &mut sets, stop, observer)?
+                    observer.event(StudyEvent::Begin {
+                        stage: "train",
+                        name: block.name.clone(),
+                    });
+                    train::run(
+                        &resolved, &store, block, &mut bases, &mut sets, stop, observer,
+                    )?
                 }
             };
             let folder = train::folder(&resolved, &store, block)?;
@@ -87,12 +106,24 @@ impl Study<'_> {
                 let found = match predict::finished(&resolved, &store, block, &system)? {
                     Some(found) => found,
                     None => {
-                        observer.event(StudyEvent::Begin { stage: "predict", name: system.name.to_string() });
-                        predict::run(&resolved, &store, block, &system, &mut bases, &mut sets, stop, observer)?
+                        observer.event(StudyEvent::Begin {
+                            stage: "predict",
+                            name: system.name.to_string(),
+                        });
+                        predict::run(
+                            &resolved, &store, block, &system, &mut bases, &mut sets, stop,
+                            observer,
+                        )?
                     }
                 };
-                let path = dir.join("predictions").join(&block.name).join(format!("{}.jsonl", system.name));
-                write_whole(&path, crate::evaluate::prediction::lines(&found.predictions).as_bytes())?;
+                let path = dir
+                    .join("predictions")
+                    .join(&block.name)
+                    .join(format!("{}.jsonl", system.name));
+                write_whole(
+                    &path,
+                    crate::evaluate::prediction::lines(&found.predictions).as_bytes(),
+                )?;
                 answers.push((system, found));
             }
             let named = resolved.systems(block)?;
@@ -108,8 +139,14 @@ impl Study<'_> {
         let report = summary::report(&material, &store, &mut sets)?;
         summary::write(&report, &dir)?;
         write_whole(&dir.join(KEY), run_key.as_bytes())?;
-        observer.event(StudyEvent::Report { path: dir.join("report.html") });
-        Ok(Finished { dir, report, nothing_to_do: false })
+        observer.event(StudyEvent::Report {
+            path: dir.join("report.html"),
+        });
+        Ok(Finished {
+            dir,
+            report,
+            nothing_to_do: false,
+        })
     }
 
     /// Hash of everything that the report depends on.
@@ -133,7 +170,10 @@ impl Study<'_> {
             stages.push(StageLine {
                 stage: "train",
                 name: block.name.clone(),
-                what: format!("`{}` on `{}`, {} epochs", block.model, block.task, block.epochs),
+                what: format!(
+                    "`{}` on `{}`, {} epochs",
+                    block.model, block.task, block.epochs
+                ),
                 done: train::record(resolved, store, block)?.is_some(),
             });
         }
@@ -142,7 +182,11 @@ impl Study<'_> {
                 stages.push(StageLine {
                     stage: "predict",
                     name: system.name.to_string(),
-                    what: if system.train.is_some() { "tuned".into() } else { "zero-shot".into() },
+                    what: if system.train.is_some() {
+                        "tuned".into()
+                    } else {
+                        "zero-shot".into()
+                    },
                     done: predict::finished(resolved, store, block, &system)?.is_some(),
                 });
             }
@@ -184,6 +228,10 @@ fn link(folder: &Path, place: &Path) -> Result<(), StudyError> {
     #[cfg(unix)]
     std::os::unix::fs::symlink(target, place).map_err(io)?;
     #[cfg(not(unix))]
-    std::fs::write(place.with_extension("path.txt"), target.display().to_string()).map_err(io)?;
+    std::fs::write(
+        place.with_extension("path.txt"),
+        target.display().to_string(),
+    )
+    .map_err(io)?;
     Ok(())
 }

@@ -58,7 +58,11 @@ impl Store {
             .map_err(|e| StudyError::io(&path, e))?;
         match lock.try_lock() {
             Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => return Err(StudyError::Busy { out: out.to_path_buf() }),
+            Err(std::fs::TryLockError::WouldBlock) => {
+                return Err(StudyError::Busy {
+                    out: out.to_path_buf(),
+                });
+            }
             Err(std::fs::TryLockError::Error(e)) => return Err(StudyError::io(&path, e)),
         }
         // A damaged list only costs the time to hash again.
@@ -66,7 +70,11 @@ impl Store {
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .unwrap_or_default();
-        Ok(Store { root, prints, _lock: lock })
+        Ok(Store {
+            root,
+            prints,
+            _lock: lock,
+        })
     }
 
     /// The place of a stage's file or folder.
@@ -82,7 +90,10 @@ impl Store {
         let io = |e| StudyError::io(path, e);
         let path = path.canonicalize().map_err(io)?;
         let meta = path.metadata().map_err(io)?;
-        let changed = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+        let changed = meta
+            .modified()
+            .ok()
+            .and_then(|t| t.duration_since(UNIX_EPOCH).ok());
         let (bytes, nanos) = (meta.len(), changed.map_or(0, |d| d.as_nanos()));
         if let Some(print) = self.prints.get(&path)
             && (print.bytes, print.nanos) == (bytes, nanos)
@@ -93,8 +104,18 @@ impl Store {
         let mut file = File::open(&path).map_err(io)?;
         std::io::copy(&mut file, &mut hasher).map_err(io)?;
         let hash = short(hasher.finalize());
-        self.prints.insert(path, Print { bytes, nanos, hash: hash.clone() });
-        write_whole(&self.root.join("fingerprints.json"), &serde_json::to_vec(&self.prints).unwrap_or_default())?;
+        self.prints.insert(
+            path,
+            Print {
+                bytes,
+                nanos,
+                hash: hash.clone(),
+            },
+        );
+        write_whole(
+            &self.root.join("fingerprints.json"),
+            &serde_json::to_vec(&self.prints).unwrap_or_default(),
+        )?;
         Ok(hash)
     }
 }

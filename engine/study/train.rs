@@ -52,9 +52,15 @@ pub fn folder(resolved: &Resolved, store: &Store, train: &Train) -> Result<PathB
 ///
 /// # Errors
 /// A name that the plan does not define.
-pub fn record(resolved: &Resolved, store: &Store, train: &Train) -> Result<Option<TrainRecord>, StudyError> {
+pub fn record(
+    resolved: &Resolved,
+    store: &Store,
+    train: &Train,
+) -> Result<Option<TrainRecord>, StudyError> {
     let path = folder(resolved, store, train)?.join(OUTCOME);
-    Ok(std::fs::read(path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+    Ok(std::fs::read(path)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
 
 /// Trains, or goes on from the latest checkpoint.
@@ -74,7 +80,10 @@ pub fn run(
     let base = bases.get(model, resolved)?;
     let task = resolved.task(&train.task)?;
     let set = sets.get(resolved, store, resolved.data(task)?)?;
-    let text = |source| StudyError::Text { block: train.name.clone(), source };
+    let text = |source| StudyError::Text {
+        block: train.name.clone(),
+        source,
+    };
     let renderer = Renderer::new(task, &base.template, &base.tokenizer).map_err(text)?;
     let notices: Vec<String> = renderer.notices().iter().map(ToString::to_string).collect();
     for notice in &notices {
@@ -105,7 +114,10 @@ pub fn run(
         key: &key,
     };
     let outcome = session.run(stop, &mut |event| {
-        observer.event(StudyEvent::Train { name: train.name.clone(), event });
+        observer.event(StudyEvent::Train {
+            name: train.name.clone(),
+            event,
+        });
     })?;
     if outcome.ending == Ending::Interrupted {
         return Err(StudyError::Interrupted);
@@ -122,7 +134,10 @@ pub fn run(
         cut_tokens: cuts.tokens,
         notices,
     };
-    write_whole(&dir.join(OUTCOME), &serde_json::to_vec_pretty(&record).unwrap_or_default())?;
+    write_whole(
+        &dir.join(OUTCOME),
+        &serde_json::to_vec_pretty(&record).unwrap_or_default(),
+    )?;
     Ok(record)
 }
 
@@ -161,12 +176,23 @@ fn base_name(resolved: &Resolved, model: &Model) -> String {
 }
 
 /// Copies what makes a fully trained `model.safetensors` a model directory.
-fn complete_model(resolved: &Resolved, model: &Model, to: &std::path::Path) -> Result<(), StudyError> {
+fn complete_model(
+    resolved: &Resolved,
+    model: &Model,
+    to: &std::path::Path,
+) -> Result<(), StudyError> {
     let from = resolved.model_path(model);
     for entry in std::fs::read_dir(from).map_err(|e| StudyError::io(from, e))? {
         let path = entry.map_err(|e| StudyError::io(from, e))?.path();
-        let text = path.extension().is_some_and(|e| e == "json" || e == "jinja");
-        let Some(name) = path.file_name().filter(|n| text && *n != "model.safetensors.index.json") else { continue };
+        let text = path
+            .extension()
+            .is_some_and(|e| e == "json" || e == "jinja");
+        let Some(name) = path
+            .file_name()
+            .filter(|n| text && *n != "model.safetensors.index.json")
+        else {
+            continue;
+        };
         let bytes = std::fs::read(&path).map_err(|e| StudyError::io(&path, e))?;
         write_whole(&to.join(name), &bytes)?;
     }

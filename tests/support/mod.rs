@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 /// A path in ../shared, or `None` with a line on stderr where it is not there.
 pub fn shared(path: &str) -> Option<PathBuf> {
     let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
-    let path = std::env::var_os("MEDFT_SHARED").map_or_else(beside, PathBuf::from).join(path);
+    let path = std::env::var_os("MEDFT_SHARED")
+        .map_or_else(beside, PathBuf::from)
+        .join(path);
     if path.exists() {
         return Some(path);
     }
@@ -39,12 +41,18 @@ pub fn weights(config: &str, seed: u64) -> Vec<u8> {
         .map(|(name, shape)| {
             let scale = 1.0 / (*shape.last().unwrap() as f32).sqrt();
             let center = if name.contains("norm") { 1.0 } else { 0.0 };
-            let values = (0..shape.iter().product()).map(|_| center + scale * rng.random_range(-1.0f32..1.0));
+            let values = (0..shape.iter().product())
+                .map(|_| center + scale * rng.random_range(-1.0f32..1.0));
             let bytes = values.flat_map(f32::to_le_bytes).collect();
             (name, shape, bytes)
         })
         .collect();
-    let views = tensors.iter().map(|(n, s, b)| (n.as_str(), TensorView::new(Dtype::F32, s.clone(), b).unwrap()));
+    let views = tensors.iter().map(|(n, s, b)| {
+        (
+            n.as_str(),
+            TensorView::new(Dtype::F32, s.clone(), b).unwrap(),
+        )
+    });
     safetensors::serialize(views, None).unwrap()
 }
 

@@ -38,7 +38,15 @@ impl Cpu {
         let mut best = f64::INFINITY;
         for _ in 0..3 {
             let began = std::time::Instant::now();
-            gemm::gemm([N, N, N], 1.0, gemm::View::rows(&a, N), gemm::View::rows(&a, N), 0.0, &mut c, N);
+            gemm::gemm(
+                [N, N, N],
+                1.0,
+                gemm::View::rows(&a, N),
+                gemm::View::rows(&a, N),
+                0.0,
+                &mut c,
+                N,
+            );
             best = best.min(began.elapsed().as_secs_f64());
         }
         2.0 * (N * N * N) as f64 / best.max(1e-9)
