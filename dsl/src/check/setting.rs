@@ -213,7 +213,7 @@ impl Checker<'_> {
             (None, _) => return None,
         };
         let value = match value.name().map(|name| self.scope.find(name)) {
-            Some(Found::Let(found)) => found.clone(),
+            Some(Found::Let(found)) => Value::clone(found),
             _ => value,
         };
         match value.kind {

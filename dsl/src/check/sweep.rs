@@ -12,7 +12,7 @@ use crate::syntax::ast::{Block, Entry, Field, Path, Value, ValueKind};
 use crate::table::Kind;
 use std::collections::{HashMap, HashSet};
 
-/// More runs than this are surely a mistake.
+/// All sweeps of a recipe together; more runs are surely a mistake.
 const MOST_RUNS: usize = 256;
 
 struct Axis {
@@ -72,16 +72,10 @@ impl Checker<'_> {
     /// Checks that every axis names a place, once, and has values; and that there are not too many runs.
     fn axes(&mut self, base: &mut Block, sweeps: Vec<Entry>) -> Vec<Axis> {
         let (mut axes, mut first, mut runs) = (Vec::new(), HashMap::new(), 1_usize);
+        let earlier_runs: usize = self.scope.runs.values().map(Vec::len).sum();
         for entry in sweeps {
             let Entry::Block(sweep) = entry else { continue };
             base.damaged |= sweep.damaged;
-            if let Some(name) = &sweep.name {
-                let message = "a `sweep` has no name";
-                self.sink.push(
-                    Diagnostic::new(Code::BadSweep, name.span(), message)
-                        .help("write `sweep { ... }`"),
-                );
-            }
             for entry in sweep.entries {
                 let Entry::Field(Field { path, value, .. }) = entry else {
                     let message = "a `sweep` holds lists of values and nothing else";
@@ -107,8 +101,8 @@ impl Checker<'_> {
                     continue;
                 };
                 runs = runs.saturating_mul(values.len());
-                if runs > MOST_RUNS {
-                    let message = format!("this sweep has more than {MOST_RUNS} runs");
+                if runs.saturating_add(earlier_runs) > MOST_RUNS {
+                    let message = format!("the sweeps of a recipe have at most {MOST_RUNS} runs");
                     self.sink
                         .push(Diagnostic::new(Code::BadSweep, value.span, message));
                 }
@@ -120,7 +114,7 @@ impl Checker<'_> {
 
     fn values_of(&mut self, path: &Path, value: &Value) -> Option<Vec<Value>> {
         let list = match value.name().map(|name| self.scope.find(name)) {
-            Some(Found::Let(found)) => found.clone(),
+            Some(Found::Let(found)) => Value::clone(found),
             Some(Found::Broken) => return None,
             _ => value.clone(),
         };
