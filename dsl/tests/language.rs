@@ -375,11 +375,11 @@ fn overrides_reach_fields_arguments_and_the_seed() {
         }
     );
     assert_eq!(codes(SHORTEST, &["all.greedy.max_new=5"]), ["R0209"]);
-    let named = SHORTEST.to_string() + "recipe \"named\" { seed = 1 }";
+    let named = SHORTEST.to_string() + "recipe \"tuned\" { seed = 1 }";
     assert_eq!(
-        self::plan(&named, &["recipe.seed=3", "seed=4"]).recipe,
+        self::plan(&named, &["recipe.seed=3", "tuned.epochs=1", "seed=4"]).recipe,
         Recipe {
-            name: "named".into(),
+            name: "tuned".into(),
             seed: 4
         }
     );

@@ -38,28 +38,13 @@ impl Checker<'_> {
         }
         let mut runs = vec![(String::new(), base)];
         for axis in &axes {
-            runs = runs
-                .iter()
-                .flat_map(|run| axis.values.iter().map(move |value| (run, value)))
-                .fold(Vec::new(), |mut next, ((name, block), value)| {
-                    let mut block = block.clone();
-                    if let Err(problem) =
-                        self.set(declared.kind, &mut block, &axis.path, value.clone())
-                    {
-                        self.sink.push(*problem);
-                        block.damaged = true;
-                    }
-                    let comma = if name.is_empty() { "" } else { "," };
-                    next.push((
-                        format!(
-                            "{name}{comma}{}={}",
-                            axis.path.text(),
-                            self.folder_name(value.span)
-                        ),
-                        block,
-                    ));
-                    next
-                });
+            let mut next = Vec::with_capacity(runs.len() * axis.values.len());
+            for (name, block) in &runs {
+                for value in &axis.values {
+                    next.push(self.with_setting(name, block, &axis.path, value));
+                }
+            }
+            runs = next;
         }
         self.report_equal_names(&runs, declared.span);
         let named = |(axes, block): (String, Block)| match axes.is_empty() {
@@ -67,6 +52,24 @@ impl Checker<'_> {
             false => (format!("{}[{axes}]", declared.name), block),
         };
         runs.into_iter().map(named).collect()
+    }
+
+    /// A run with one more setting, in its name and in its block.
+    fn with_setting(
+        &mut self,
+        name: &str,
+        block: &Block,
+        path: &Path,
+        value: &Value,
+    ) -> (String, Block) {
+        let mut block = block.clone();
+        if let Err(problem) = self.set(Kind::Train, &mut block, path, value.clone()) {
+            self.sink.push(*problem);
+            block.damaged = true;
+        }
+        let comma = if name.is_empty() { "" } else { "," };
+        let value = self.folder_name(value.span);
+        (format!("{name}{comma}{}={value}", path.text()), block)
     }
 
     /// Checks that every axis names a place, once, and has values; and that there are not too many runs.
