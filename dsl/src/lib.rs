@@ -1,7 +1,8 @@
 //! The recipe language: recipe text in, checked [`plan::Plan`] out.
 //!
-//! Holds [`check`], [`format`](fn@format) and the help that comes from one field table. It refuses to touch files, GPUs and models: paths stay paths, and `use` goes through
-//! a loader. No input makes it panic.
+//! Holds [`check`], [`format`](fn@format) and the help that comes from one field table. It refuses to
+//! touch files, GPUs and models: paths stay paths, and `use` goes through a loader. No input makes it
+//! panic.
 
 mod check;
 mod diagnostic;

@@ -375,11 +375,11 @@ fn overrides_reach_fields_arguments_and_the_seed() {
         }
     );
     assert_eq!(codes(SHORTEST, &["all.greedy.max_new=5"]), ["R0209"]);
-    let named = SHORTEST.to_string() + "recipe \"named\" { seed = 1 }";
+    let named = SHORTEST.to_string() + "recipe \"tuned\" { seed = 1 }";
     assert_eq!(
-        self::plan(&named, &["recipe.seed=3", "seed=4"]).recipe,
+        self::plan(&named, &["recipe.seed=3", "tuned.epochs=1", "seed=4"]).recipe,
         Recipe {
-            name: "named".into(),
+            name: "tuned".into(),
             seed: 4
         }
     );
@@ -475,7 +475,7 @@ fn the_shipped_recipes_check_without_warnings() {
         );
         seen += 1;
     }
-    assert_eq!(seen, 8);
+    assert!(seen >= 8, "only {seen} recipes in {}", folder.display());
 }
 
 /// Set UPDATE_REFERENCE=1 to write the page anew.
@@ -494,6 +494,17 @@ fn the_reference_page_is_up_to_date() {
     );
 }
 
+#[test]
+fn many_warnings_hide_no_error() {
+    let block = |i: usize| format!("model m{i} {{ weights = dir(\"x\")   double_quant = true }}\n");
+    let text: String = (0..300).map(block).collect();
+    assert_eq!(plan(&text, &[]).models.len(), 300);
+    assert_eq!(
+        codes(&(text + "model z { weights = 3 }"), &[]).last(),
+        Some(&"R0201")
+    );
+}
+
 /// Each of these would take minutes if some step were quadratic.
 #[test]
 fn hostile_texts_are_read_in_linear_time() {
@@ -508,6 +519,10 @@ fn hostile_texts_are_read_in_linear_time() {
     let strangers = numbered(6_000, &|i| {
         format!("train t{i} {{ model = no_such_model_{i} }}\n")
     });
+    let uses = |list: &str| {
+        let blocks = numbered(900, &|i| format!("evaluate e{i} {{ models = l }}\n"));
+        format!("{SHORTEST} let l = [{list}]\n{blocks}")
+    };
     for text in [
         many("["),
         many("a("),
@@ -529,6 +544,10 @@ fn hostile_texts_are_read_in_linear_time() {
         chain + &users,
         cycles,
         strangers,
+        uses(&many("small, ")),
+        uses(&"zzz, ".repeat(1000)),
+        uses(&numbered(200, &|i| format!("m{i}, ")))
+            + &numbered(200, &|i| format!("model m{i} {{ weights = dir(\"x\") }} ")),
     ] {
         let start = Instant::now();
         if let Err(errors) = try_plan(&text, &[]) {

@@ -22,7 +22,7 @@ use crate::nearest::nearest;
 use crate::plan::Plan;
 use crate::source::{SourceFile, SourceMap};
 use crate::syntax::ast::{Block, Entry, Path as Dotted, Value};
-use crate::table::Kind;
+use crate::table::{BLOCKS, Kind};
 use record::Record;
 use scope::{Declared, Scope};
 use std::io;
@@ -90,15 +90,7 @@ impl Checker<'_> {
     /// Checks every block and builds the plan of those without errors.
     fn plan(&mut self, blocks: &[Declared], path: &Path) -> Plan {
         let mut plan = build::empty(path);
-        for kind in [
-            Kind::Recipe,
-            Kind::Data,
-            Kind::Task,
-            Kind::Model,
-            Kind::Train,
-            Kind::Evaluate,
-            Kind::Compare,
-        ] {
+        for kind in BLOCKS.iter().map(|spec| spec.kind) {
             for declared in blocks.iter().filter(|declared| declared.kind == kind) {
                 let runs = self.runs(declared);
                 let mut names = Vec::with_capacity(runs.len());

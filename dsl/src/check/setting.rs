@@ -51,12 +51,9 @@ impl Checker<'_> {
         if of_recipe && !blocks.iter().any(|block| block.kind == Kind::Recipe) {
             blocks.push(unwritten_recipe(first));
         }
-        let meant = |block: &&mut Declared| {
-            if of_recipe {
-                block.kind == Kind::Recipe
-            } else {
-                block.name == first.text
-            }
+        let meant = |block: &&mut Declared| match block.kind {
+            Kind::Recipe => of_recipe,
+            _ => !of_recipe && block.name == first.text,
         };
         match blocks.iter_mut().find(meant) {
             Some(found) => {
@@ -213,7 +210,7 @@ impl Checker<'_> {
             (None, _) => return None,
         };
         let value = match value.name().map(|name| self.scope.find(name)) {
-            Some(Found::Let(found)) => found.clone(),
+            Some(Found::Let(found)) => Value::clone(found),
             _ => value,
         };
         match value.kind {

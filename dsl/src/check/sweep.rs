@@ -12,7 +12,7 @@ use crate::syntax::ast::{Block, Entry, Field, Path, Value, ValueKind};
 use crate::table::Kind;
 use std::collections::{HashMap, HashSet};
 
-/// More runs than this are surely a mistake.
+/// All sweeps of a recipe together; more runs are surely a mistake.
 const MOST_RUNS: usize = 256;
 
 struct Axis {
@@ -38,28 +38,13 @@ impl Checker<'_> {
         }
         let mut runs = vec![(String::new(), base)];
         for axis in &axes {
-            runs = runs
-                .iter()
-                .flat_map(|run| axis.values.iter().map(move |value| (run, value)))
-                .fold(Vec::new(), |mut next, ((name, block), value)| {
-                    let mut block = block.clone();
-                    if let Err(problem) =
-                        self.set(declared.kind, &mut block, &axis.path, value.clone())
-                    {
-                        self.sink.push(*problem);
-                        block.damaged = true;
-                    }
-                    let comma = if name.is_empty() { "" } else { "," };
-                    next.push((
-                        format!(
-                            "{name}{comma}{}={}",
-                            axis.path.text(),
-                            self.folder_name(value.span)
-                        ),
-                        block,
-                    ));
-                    next
-                });
+            let mut next = Vec::with_capacity(runs.len() * axis.values.len());
+            for (name, block) in &runs {
+                for value in &axis.values {
+                    next.push(self.with_setting(name, block, &axis.path, value));
+                }
+            }
+            runs = next;
         }
         self.report_equal_names(&runs, declared.span);
         let named = |(axes, block): (String, Block)| match axes.is_empty() {
@@ -69,19 +54,31 @@ impl Checker<'_> {
         runs.into_iter().map(named).collect()
     }
 
+    /// A run with one more setting, in its name and in its block.
+    fn with_setting(
+        &mut self,
+        name: &str,
+        block: &Block,
+        path: &Path,
+        value: &Value,
+    ) -> (String, Block) {
+        let mut block = block.clone();
+        if let Err(problem) = self.set(Kind::Train, &mut block, path, value.clone()) {
+            self.sink.push(*problem);
+            block.damaged = true;
+        }
+        let comma = if name.is_empty() { "" } else { "," };
+        let value = self.folder_name(value.span);
+        (format!("{name}{comma}{}={value}", path.text()), block)
+    }
+
     /// Checks that every axis names a place, once, and has values; and that there are not too many runs.
     fn axes(&mut self, base: &mut Block, sweeps: Vec<Entry>) -> Vec<Axis> {
         let (mut axes, mut first, mut runs) = (Vec::new(), HashMap::new(), 1_usize);
+        let earlier_runs: usize = self.scope.runs.values().map(Vec::len).sum();
         for entry in sweeps {
             let Entry::Block(sweep) = entry else { continue };
             base.damaged |= sweep.damaged;
-            if let Some(name) = &sweep.name {
-                let message = "a `sweep` has no name";
-                self.sink.push(
-                    Diagnostic::new(Code::BadSweep, name.span(), message)
-                        .help("write `sweep { ... }`"),
-                );
-            }
             for entry in sweep.entries {
                 let Entry::Field(Field { path, value, .. }) = entry else {
                     let message = "a `sweep` holds lists of values and nothing else";
@@ -107,8 +104,8 @@ impl Checker<'_> {
                     continue;
                 };
                 runs = runs.saturating_mul(values.len());
-                if runs > MOST_RUNS {
-                    let message = format!("this sweep has more than {MOST_RUNS} runs");
+                if runs.saturating_add(earlier_runs) > MOST_RUNS {
+                    let message = format!("the sweeps of a recipe have at most {MOST_RUNS} runs");
                     self.sink
                         .push(Diagnostic::new(Code::BadSweep, value.span, message));
                 }
@@ -120,7 +117,7 @@ impl Checker<'_> {
 
     fn values_of(&mut self, path: &Path, value: &Value) -> Option<Vec<Value>> {
         let list = match value.name().map(|name| self.scope.find(name)) {
-            Some(Found::Let(found)) => found.clone(),
+            Some(Found::Let(found)) => Value::clone(found),
             Some(Found::Broken) => return None,
             _ => value.clone(),
         };

@@ -16,6 +16,10 @@ use crate::table::{Bound, Ty};
 use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
+use std::rc::Rc;
+
+/// A list in a `let` may be used many times; the bound keeps the plan small.
+const LONGEST_LIST: usize = 1000;
 
 /// The field or argument that a value is for, as errors name it.
 #[derive(Clone, Copy)]
@@ -36,6 +40,9 @@ impl fmt::Display for Slot<'_> {
 impl Checker<'_> {
     /// Checks one value; `None` once an error has been reported.
     pub(super) fn value(&mut self, slot: Slot, ty: &'static Ty, value: &Value) -> Option<Checked> {
+        if self.sink.is_full() {
+            return None;
+        }
         if let ValueKind::Name(name) = &value.kind {
             return self.name(slot, ty, name, value.span);
         }
@@ -125,7 +132,7 @@ impl Checker<'_> {
         match self.scope.find(name) {
             Found::Broken => None,
             Found::Let(value) => {
-                let value = value.clone();
+                let value = Rc::clone(value);
                 match value.name() {
                     Some(name) if ty.takes_word(name) => self.name(slot, ty, name, value.span),
                     Some(name) => self.unknown_name(slot, ty, name, value.span),
@@ -198,7 +205,7 @@ impl Checker<'_> {
         span: Span,
     ) -> Option<Checked> {
         let kinds = ty.blocks();
-        if self.scope.damaged && !kinds.is_empty() || self.sink.overflows() {
+        if self.scope.damaged && !kinds.is_empty() {
             return None;
         }
         let blocks = self.scope.blocks(&kinds);
@@ -245,6 +252,12 @@ impl Checker<'_> {
             self.sink.push(
                 Diagnostic::new(Code::OutOfRange, span, message).label("needs at least one item"),
             );
+            return None;
+        }
+        if items.len() > LONGEST_LIST {
+            let message = format!("{slot} lists more than {LONGEST_LIST} things");
+            self.sink
+                .push(Diagnostic::new(Code::OutOfRange, span, message));
             return None;
         }
         let mut first: HashMap<String, Span> = HashMap::new();

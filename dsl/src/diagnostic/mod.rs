@@ -13,7 +13,7 @@ use crate::source::{SourceMap, Span};
 use std::collections::HashSet;
 use std::path::PathBuf;
 
-/// More than these are counted, not stored: a text of nothing but errors stays cheap.
+/// No more errors, and no more warnings, than these are kept: a text of nothing but errors stays cheap.
 const MOST: usize = 200;
 
 /// A place with a few words beside its caret.
@@ -108,8 +108,8 @@ impl Diagnostic {
 pub(crate) struct Sink {
     found: Vec<Diagnostic>,
     seen: HashSet<Diagnostic>,
-    left_out: usize,
     errors: usize,
+    warnings: usize,
 }
 
 impl Sink {
@@ -117,23 +117,15 @@ impl Sink {
         if self.seen.contains(&diagnostic) {
             return;
         }
-        if !diagnostic.code.is_warning() {
-            self.errors += 1;
+        let count = match diagnostic.code.is_warning() {
+            true => &mut self.warnings,
+            false => &mut self.errors,
+        };
+        *count += 1;
+        if *count <= MOST {
+            self.seen.insert(diagnostic.clone());
+            self.found.push(diagnostic);
         }
-        if self.found.len() >= MOST {
-            self.left_out += 1;
-            return;
-        }
-        self.seen.insert(diagnostic.clone());
-        self.found.push(diagnostic);
-    }
-
-    /// Counts an error instead of making it, where making it is dear, once enough are stored.
-    pub(crate) fn overflows(&mut self) -> bool {
-        let full = self.found.len() >= MOST;
-        self.errors += usize::from(full);
-        self.left_out += usize::from(full);
-        full
     }
 
     /// How many errors were pushed so far; unchanged means that a step went well.
@@ -141,11 +133,17 @@ impl Sink {
         self.errors
     }
 
+    /// Whether further errors would not be shown, so that the checker need not look for them.
+    pub(crate) fn is_full(&self) -> bool {
+        self.errors >= MOST
+    }
+
     pub(crate) fn finish(mut self, sources: SourceMap) -> Diagnostics {
+        let full = self.is_full();
         self.found.sort_by_key(|d| (d.primary.span, d.code));
         Diagnostics {
             found: self.found,
-            left_out: self.left_out,
+            full,
             sources,
         }
     }
@@ -171,7 +169,7 @@ pub struct Listed {
 #[error("{}", self.render(false))]
 pub struct Diagnostics {
     found: Vec<Diagnostic>,
-    left_out: usize,
+    full: bool,
     sources: SourceMap,
 }
 

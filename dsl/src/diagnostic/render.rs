@@ -23,14 +23,12 @@ pub(super) fn render(all: &Diagnostics, color: bool) -> String {
         out.push_str("\n\n");
     }
     let errors = all.found.iter().filter(|d| !d.code.is_warning()).count();
-    match (errors, all.left_out) {
-        (0, _) => {}
-        (1, 0) => out.push_str("error: the recipe has 1 error; nothing was run\n"),
-        (n, 0) => out.push_str(&format!(
-            "error: the recipe has {n} errors; nothing was run\n"
-        )),
-        (n, more) => out.push_str(&format!(
-            "error: the recipe has {n} errors shown and {more} more; nothing was run\n"
+    let more = if all.full { " or more" } else { "" };
+    match errors {
+        0 => {}
+        1 => out.push_str("error: the recipe has 1 error; nothing was run\n"),
+        n => out.push_str(&format!(
+            "error: the recipe has {n}{more} errors; nothing was run\n"
         )),
     }
     out
