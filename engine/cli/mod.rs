@@ -12,6 +12,7 @@ mod generate;
 mod help_recipe;
 mod model;
 mod output;
+mod predict;
 mod progress;
 mod recipe;
 mod run;
@@ -41,6 +42,8 @@ enum Command {
     Fmt(fmt::Args),
     /// Explain the recipe language: all blocks, or one block or field
     HelpRecipe(help_recipe::Args),
+    /// Code one note from stdin, or many from a file, with a model of a recipe
+    Predict(predict::Args),
     /// Continue a prompt or a conversation
     Generate(generate::Args),
     /// Log-probabilities and perplexity of a text
@@ -89,6 +92,7 @@ pub fn main() -> ExitCode {
         Command::Explore(args) => explore::run(args),
         Command::Fmt(args) => fmt::run(args),
         Command::HelpRecipe(args) => help_recipe::run(args),
+        Command::Predict(args) => predict::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Score(args) => score::run(args),
         Command::Tokenize(args) => tokenize::run(args),

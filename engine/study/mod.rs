@@ -4,6 +4,7 @@
 //! print and to do a stage's work itself. Invariant: a stage's key names everything its result depends on, so a result is
 //! never used for other inputs.
 
+pub mod coder;
 pub mod estimate;
 pub mod explore;
 pub mod models;
@@ -20,6 +21,7 @@ use crate::data::hub::HubError;
 use crate::data::rows::RowsError;
 use crate::data::split::SplitError;
 use crate::data::whole_file::WriteError;
+use crate::evaluate::prediction::PredictionError;
 use crate::generate::engine::GenerateError;
 use crate::model::adapter::AdapterError;
 use crate::model::decoder::ModelError;
@@ -35,6 +37,20 @@ pub enum StudyError {
     Busy {
         /// The output folder.
         out: PathBuf,
+    },
+    /// A system that the recipe does not have.
+    #[error("the recipe has no model or training `{name}`; it has {known}")]
+    NoSystem {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// A tuned system before its training.
+    #[error("`{name}` is not trained yet; run the recipe first, with the same `--out`")]
+    NotTrained {
+        /// The train block.
+        name: String,
     },
     /// `--resume` without a run.
     #[error("{}: no run of `{recipe}` with these settings to go on from; run without `--resume` to begin one", out.display())]
@@ -105,6 +121,9 @@ pub enum StudyError {
         /// What is wrong.
         source: GenerateError,
     },
+    /// Stored answers.
+    #[error(transparent)]
+    Predictions(#[from] PredictionError),
     /// A file could not be written.
     #[error(transparent)]
     Write(#[from] WriteError),
@@ -124,6 +143,8 @@ impl StudyError {
         match self {
             StudyError::NoModel { .. }
             | StudyError::NothingToResume { .. }
+            | StudyError::NoSystem { .. }
+            | StudyError::NotTrained { .. }
             | StudyError::Rows(_)
             | StudyError::Split(_)
             | StudyError::Text { .. }

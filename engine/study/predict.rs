@@ -1,24 +1,27 @@
 //! The prediction stage: one system's answers to one side of the split.
 //!
-//! Holds the cache of answers and the batches. Invariant: an answer is reused only for the same weights, prompt tokens, row and
+//! Holds the log of answers and the batches. Invariant: an answer is reused only for the same weights, prompt tokens, row and
 //! decoding settings.
 
 use super::StudyError;
-use super::models::Bases;
+use super::models::{Base, Bases};
 use super::observer::{Observer, StudyEvent};
 use super::resolve::{Resolved, System};
-use super::rows::DataSets;
-use super::store::{Store, key};
+use super::rows::{DataSet, DataSets};
+use super::store::Store;
 use super::train;
+use crate::backend::cpu::Cpu;
+use crate::data::icd10::CodeTree;
 use crate::data::whole_file::write_whole;
-use crate::evaluate::prediction::{self, Prediction, prompt_hash};
+use crate::evaluate::answer;
+use crate::evaluate::prediction::{Prediction, PredictionLog, Scope};
 use crate::generate::engine::{Generator, Request};
-use crate::text::example::{Prompt, Renderer};
-use medft_dsl::plan::Evaluate;
-use std::collections::HashMap;
-use std::io::Write;
+use crate::model::trained::Trained;
+use crate::text::example::{Cuts, Prompt, Renderer};
+use medft_dsl::plan::{Evaluate, Task};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 /// A system's answers, and what they cost.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -27,7 +30,7 @@ pub struct Answers {
     pub predictions: Vec<Prediction>,
     /// Seconds of decoding for the rows that were decoded in this stage.
     pub seconds: f64,
-    /// Rows that were decoded in this stage; the others came from the cache.
+    /// Rows that were decoded in this stage; the others came from the log.
     pub decoded: usize,
     /// Most memory in use while decoding, bytes.
     pub peak_memory: Option<u64>,
@@ -35,175 +38,241 @@ pub struct Answers {
     pub parameters: u64,
     /// Trained values, if the system is tuned.
     pub trained: Option<u64>,
+    /// Rows whose note was shortened.
+    pub cut_rows: usize,
 }
 
-/// Where a stage's answers lie when it is complete.
-///
-/// # Errors
-/// A name that the plan does not define.
-pub fn place(
-    resolved: &Resolved,
-    store: &Store,
-    evaluate: &Evaluate,
-    system: &System,
-) -> Result<PathBuf, StudyError> {
-    Ok(store.place(&format!(
-        "predict-{}.json",
-        resolved.predict_key(evaluate, system)?
-    )))
+/// The stage of one system: everything that `run` needs to know.
+pub struct Stage<'a> {
+    /// Files and keys.
+    pub resolved: &'a Resolved<'a>,
+    /// Where results lie.
+    pub store: &'a Store,
+    /// The block.
+    pub evaluate: &'a Evaluate,
+    /// The model or tuned model.
+    pub system: &'a System<'a>,
 }
 
-/// The answers of a complete stage.
-///
-/// # Errors
-/// A name that the plan does not define.
-pub fn finished(
-    resolved: &Resolved,
-    store: &Store,
-    evaluate: &Evaluate,
-    system: &System,
-) -> Result<Option<Answers>, StudyError> {
-    if !evaluate.cache {
-        return Ok(None);
+impl Stage<'_> {
+    /// Where the answers lie when the stage is complete.
+    fn place(&self) -> Result<PathBuf, StudyError> {
+        let key = self.resolved.predict_key(self.evaluate, self.system)?;
+        Ok(self.store.place(&format!("predict-{key}.json")))
     }
-    let bytes = std::fs::read(place(resolved, store, evaluate, system)?).ok();
-    Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
-}
 
-/// Answers every row of the side; rows that were answered before are not decoded again.
-///
-/// # Errors
-/// Whatever stops the decoding; [`StudyError::Interrupted`] with all complete batches on disk.
-pub fn run(
-    resolved: &Resolved,
-    store: &Store,
-    evaluate: &Evaluate,
-    system: &System,
-    bases: &mut Bases,
-    sets: &mut DataSets,
-    stop: &AtomicBool,
-    observer: &mut dyn Observer,
-) -> Result<Answers, StudyError> {
-    let text = |source| StudyError::Text {
-        block: evaluate.name.clone(),
-        source,
-    };
-    let base = bases.get(system.model, resolved)?;
-    let trained = match system.train {
-        Some(train) => Some(train::load(resolved, store, train, &base.decoder.config)?),
-        None => None,
-    };
-    let task = resolved.task(&evaluate.task)?;
-    let set = sets.get(resolved, store, resolved.data(task)?)?;
-    let rows = set.side(evaluate.split, evaluate.limit);
-    let renderer = Renderer::new(task, &base.template, &base.tokenizer).map_err(text)?;
-    let notes: Vec<&str> = rows
-        .iter()
-        .map(|r| set.all.rows[*r].text.as_str())
-        .collect();
-    let prompts: Vec<Prompt> = renderer.prompts(&notes).map_err(text)?;
-
-    let path = store.place(&format!(
-        "answers-{}.jsonl",
-        key(&(resolved.weights_key(system)?, &evaluate.decode))
-    ));
-    let io = |e| StudyError::io(&path, e);
-    if !evaluate.cache && path.is_file() {
-        std::fs::remove_file(&path).map_err(io)?;
-    }
-    let mut known: HashMap<(String, String), Prediction> = HashMap::new();
-    for prediction in prediction::read(&path).map_err(io)? {
-        known.insert(
-            (prediction.id.clone(), prediction.prompt.clone()),
-            prediction,
-        );
-    }
-    let name = |at: usize| {
-        (
-            set.all.rows[rows[at]].id.clone(),
-            prompt_hash(&prompts[at].ids),
-        )
-    };
-    let mut todo: Vec<usize> = (0..rows.len())
-        .filter(|at| !known.contains_key(&name(*at)))
-        .collect();
-    // Prompts of like length share a batch, longest first: memory is known from the first batch on.
-    todo.sort_by_key(|at| std::cmp::Reverse(prompts[*at].ids.len()));
-
-    let end_ids = renderer.stop_ids();
-    let generator = Generator {
-        decoder: &base.decoder,
-        trained: trained.as_ref(),
-        settings: &evaluate.decode,
-        end_ids: &end_ids,
-    };
-    let mut file = prediction::append(&path).map_err(io)?;
-    let mut seconds = 0.0;
-    crate::machine::reset_peak_memory();
-    let total = rows.len();
-    let tell = |observer: &mut dyn Observer, done| {
-        observer.event(StudyEvent::Predict {
-            name: system.name.to_string(),
-            done,
-            total,
-        });
-    };
-    tell(observer, total - todo.len());
-    for (i, batch) in todo.chunks(evaluate.batch.max(1) as usize).enumerate() {
-        if stop.load(Ordering::Relaxed) {
-            return Err(StudyError::Interrupted);
+    /// The answers of a complete stage.
+    ///
+    /// # Errors
+    /// A name that the plan does not define.
+    pub fn finished(&self) -> Result<Option<Answers>, StudyError> {
+        if !self.evaluate.cache {
+            return Ok(None);
         }
+        let bytes = std::fs::read(self.place()?).ok();
+        Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+    }
+
+    /// Answers every row of the side; rows that were answered before are not decoded again.
+    ///
+    /// # Errors
+    /// Whatever stops the decoding; [`StudyError::Interrupted`] with all complete batches on disk.
+    pub fn run(
+        &self,
+        bases: &mut Bases,
+        sets: &mut DataSets,
+        stop: &AtomicBool,
+        observer: &mut dyn Observer,
+    ) -> Result<Answers, StudyError> {
+        let Stage {
+            resolved,
+            store,
+            evaluate,
+            system,
+        } = *self;
+        let text = |source| StudyError::Text {
+            block: evaluate.name.clone(),
+            source,
+        };
+        let base = bases.get(system.model, resolved)?;
+        let train = system
+            .train
+            .map(|train| train::load(resolved, store, train, &base.decoder.config));
+        let trained = train.transpose()?;
+        let task = resolved.task(&evaluate.task)?;
+        let set = sets.get(resolved, store, resolved.data(task)?)?;
+        let rows = set.side(evaluate.split, evaluate.limit);
+        let renderer = Renderer::new(task, &base.template, &base.tokenizer).map_err(text)?;
+        let notes: Vec<&str> = rows
+            .iter()
+            .map(|r| set.all.rows[*r].text.as_str())
+            .collect();
+        let prompts = renderer.prompts(&notes).map_err(text)?;
+        let adapter = system
+            .train
+            .map(|train| resolved.train_key(train))
+            .transpose()?;
+        let scope = Scope {
+            weights: resolved.model_print(system.model),
+            adapter: adapter.as_deref(),
+            precision: system.model.precision,
+            double_quant: system.model.double_quant,
+            decode: &evaluate.decode,
+            decoder: super::resolve::DECODER,
+        };
+        crate::machine::reset_peak_memory();
+        let mut work = Work {
+            stage: self,
+            task,
+            base: &base,
+            trained: trained.as_ref(),
+            set: &set,
+            rows: &rows,
+            prompts: &prompts,
+            scope: scope.hash()?,
+            keys: (0..rows.len())
+                .map(|at| scope.prompt_hash(&prompts[at].ids, stream(&set.all.rows[rows[at]].id)))
+                .collect(),
+            end_ids: renderer.stop_ids(),
+            seconds: 0.0,
+            decoded: 0,
+        };
+        let predictions = work.run(stop, observer)?;
+        let answers = Answers {
+            predictions,
+            seconds: work.seconds,
+            decoded: work.decoded,
+            peak_memory: crate::machine::peak_memory(),
+            parameters: base.decoder.config.parameters(),
+            trained: trained.as_ref().map(|t| t.len() as u64),
+            cut_rows: prompts.iter().map(|p| p.cut).collect::<Cuts>().rows,
+        };
+        write_whole(
+            &self.place()?,
+            &serde_json::to_vec(&answers).unwrap_or_default(),
+        )?;
+        Ok(answers)
+    }
+}
+
+/// A stage with everything loaded.
+struct Work<'a> {
+    stage: &'a Stage<'a>,
+    task: &'a Task,
+    base: &'a Base,
+    trained: Option<&'a Trained<Cpu>>,
+    set: &'a DataSet,
+    rows: &'a [usize],
+    prompts: &'a [Prompt],
+    scope: String,
+    /// Hash of each row's prompt.
+    keys: Vec<String>,
+    end_ids: std::collections::BTreeSet<u32>,
+    seconds: f64,
+    decoded: usize,
+}
+
+impl Work<'_> {
+    fn run(
+        &mut self,
+        stop: &AtomicBool,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<Prediction>, StudyError> {
+        let Stage {
+            store,
+            evaluate,
+            system,
+            ..
+        } = *self.stage;
+        let path = store.place(&format!(
+            "answers-{}.jsonl",
+            self.scope.get(..24).unwrap_or(&self.scope)
+        ));
+        if !evaluate.cache && path.is_file() {
+            std::fs::remove_file(&path).map_err(|e| StudyError::io(&path, e))?;
+        }
+        let mut log = PredictionLog::open(&path)?;
+        let total = self.rows.len();
+        let mut todo: Vec<usize> = (0..total)
+            .filter(|at| log.get(&self.scope, &self.keys[*at]).is_none())
+            .collect();
+        // Prompts of like length share a batch, longest first: memory is known from the first batch on.
+        todo.sort_by_key(|at| std::cmp::Reverse(self.prompts[*at].ids.len()));
+        let mut done = total - todo.len();
+        let mut tell = |done| {
+            observer.event(StudyEvent::Predict {
+                name: system.name.to_string(),
+                done,
+                total,
+            })
+        };
+        tell(done);
+        for batch in todo.chunks(evaluate.batch.max(1) as usize) {
+            if stop.load(Ordering::Relaxed) {
+                return Err(StudyError::Interrupted);
+            }
+            for prediction in self.answer(batch)? {
+                log.push(prediction)?;
+            }
+            log.sync()?;
+            done += batch.len();
+            tell(done);
+        }
+        self.decoded = todo.len();
+        let answers = self.keys.iter().filter_map(|key| log.get(&self.scope, key));
+        // Rows of one text share an answer; the row's own name goes into its line.
+        let named = answers.zip(self.rows).map(|(p, row)| Prediction {
+            row: self.set.all.rows[*row].id.clone(),
+            ..p.clone()
+        });
+        Ok(named.collect())
+    }
+
+    /// Decodes one batch.
+    fn answer(&mut self, batch: &[usize]) -> Result<Vec<Prediction>, StudyError> {
+        let evaluate = self.stage.evaluate;
+        let generator = Generator {
+            decoder: &self.base.decoder,
+            trained: self.trained,
+            settings: &evaluate.decode,
+            end_ids: &self.end_ids,
+        };
+        let id = |at: usize| &self.set.all.rows[self.rows[at]].id;
         let requests: Vec<Request> = batch
             .iter()
             .map(|at| Request {
-                row: stream(&set.all.rows[rows[*at]].id),
-                prompt: &prompts[*at].ids,
+                row: stream(id(*at)),
+                prompt: &self.prompts[*at].ids,
             })
             .collect();
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         let answers = generator
             .answer(&requests)
             .map_err(|source| StudyError::Generate {
                 block: evaluate.name.clone(),
                 source,
             })?;
-        seconds += began.elapsed().as_secs_f64();
-        let mut done = Vec::new();
+        self.seconds += began.elapsed().as_secs_f64();
+        let mut predictions = Vec::with_capacity(batch.len());
         for (at, answer) in batch.iter().zip(answers) {
-            let (id, prompt) = name(*at);
-            done.push(Prediction {
-                id,
-                prompt,
-                prompt_tokens: prompts[*at].ids.len(),
-                cut: prompts[*at].cut,
-                answer: base.tokenizer.decode(&answer.ids, true).map_err(text)?,
-                tokens: answer.ids.len(),
+            let decoded = self.base.tokenizer.decode(&answer.ids, true);
+            let text = decoded.map_err(|source| StudyError::Text {
+                block: evaluate.name.clone(),
+                source,
+            })?;
+            predictions.push(Prediction {
+                row: id(*at).clone(),
+                scope: self.scope.clone(),
+                prompt: self.keys[*at].clone(),
+                outcome: answer::read(&text, self.task.level, CodeTree::shipped()),
+                answer: text,
+                tokens: answer.ids.len() as u64,
                 finish: answer.finish,
                 seconds: answer.seconds,
             });
         }
-        file.write_all(prediction::lines(&done).as_bytes())
-            .map_err(io)?;
-        known.extend(
-            done.into_iter()
-                .map(|p| ((p.id.clone(), p.prompt.clone()), p)),
-        );
-        let so_far = total - todo.len() + (i * evaluate.batch as usize + batch.len());
-        tell(observer, so_far);
+        Ok(predictions)
     }
-    let answers = Answers {
-        predictions: (0..total)
-            .filter_map(|at| known.get(&name(at)).cloned())
-            .collect(),
-        seconds,
-        decoded: todo.len(),
-        peak_memory: crate::machine::peak_memory(),
-        parameters: base.decoder.config.parameters(),
-        trained: trained.map(|t| t.len() as u64),
-    };
-    let bytes = serde_json::to_vec(&answers).unwrap_or_default();
-    write_whole(&place(resolved, store, evaluate, system)?, &bytes)?;
-    Ok(answers)
 }
 
 /// The number that a row's random draws follow: its identity.

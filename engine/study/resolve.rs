@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 
 /// Changes whenever the same inputs would give other numbers, so that old results are not reused.
 const NUMERICS: u32 = 1;
+/// The same for stored answers: backend and [`NUMERICS`].
+pub const DECODER: &str = "cpu/1";
 
 /// A plan whose files were found.
 pub struct Resolved<'a> {
@@ -101,7 +103,10 @@ impl<'a> Resolved<'a> {
     }
 
     /// A model or train block by name.
-    fn system(&self, name: &str) -> Result<System<'a>, StudyError> {
+    ///
+    /// # Errors
+    /// A name that the plan does not define.
+    pub fn system(&self, name: &str) -> Result<System<'a>, StudyError> {
         let dangling = || StudyError::Dangling(name.to_string());
         if let Some(train) = self.plan.trains.iter().find(|t| t.name == name) {
             let model = self
@@ -312,20 +317,6 @@ impl<'a> Resolved<'a> {
             part: evaluate.split,
             limit: evaluate.limit,
         }))
-    }
-
-    /// Key of the weights that one system decodes with: model, precision, training.
-    ///
-    /// # Errors
-    /// A name that the plan does not define.
-    pub fn weights_key(&self, system: &System) -> Result<String, StudyError> {
-        let train = system.train.map(|t| self.train_key(t)).transpose()?;
-        Ok(key(&(
-            NUMERICS,
-            "weights",
-            self.model_key(system.model),
-            train,
-        )))
     }
 }
 

@@ -5,11 +5,12 @@
 
 use super::models::Bases;
 use super::observer::{Observer, StageLine, StudyEvent};
+use super::predict::Stage;
 use super::resolve::{Resolved, System};
 use super::rows::DataSets;
 use super::store::{Store, key};
 use super::summary::{self, Evaluation, Material};
-use super::{StudyError, predict, train};
+use super::{StudyError, train};
 use crate::data::whole_file::write_whole;
 use crate::machine::Machine;
 use crate::report::document::Report;
@@ -103,27 +104,27 @@ impl Study<'_> {
         for block in &self.plan.evaluates {
             let mut answers = Vec::new();
             for system in by_model(resolved.systems(block)?) {
-                let found = match predict::finished(&resolved, &store, block, &system)? {
+                let stage = Stage {
+                    resolved: &resolved,
+                    store: &store,
+                    evaluate: block,
+                    system: &system,
+                };
+                let found = match stage.finished()? {
                     Some(found) => found,
                     None => {
                         observer.event(StudyEvent::Begin {
                             stage: "predict",
                             name: system.name.to_string(),
                         });
-                        predict::run(
-                            &resolved, &store, block, &system, &mut bases, &mut sets, stop,
-                            observer,
-                        )?
+                        stage.run(&mut bases, &mut sets, stop, observer)?
                     }
                 };
                 let path = dir
                     .join("predictions")
                     .join(&block.name)
                     .join(format!("{}.jsonl", system.name));
-                write_whole(
-                    &path,
-                    crate::evaluate::prediction::lines(&found.predictions).as_bytes(),
-                )?;
+                write_whole(&path, &lines(&found.predictions))?;
                 answers.push((system, found));
             }
             let named = resolved.systems(block)?;
@@ -179,6 +180,12 @@ impl Study<'_> {
         }
         for block in &self.plan.evaluates {
             for system in resolved.systems(block)? {
+                let stage = Stage {
+                    resolved,
+                    store,
+                    evaluate: block,
+                    system: &system,
+                };
                 stages.push(StageLine {
                     stage: "predict",
                     name: system.name.to_string(),
@@ -187,7 +194,7 @@ impl Study<'_> {
                     } else {
                         "zero-shot".into()
                     },
-                    done: predict::finished(resolved, store, block, &system)?.is_some(),
+                    done: stage.finished()?.is_some(),
                 });
             }
         }
@@ -212,6 +219,15 @@ fn finished_report(dir: &Path, run_key: &str) -> Option<Report> {
 
 fn json(value: &impl serde::Serialize) -> Vec<u8> {
     serde_json::to_vec_pretty(value).unwrap_or_default()
+}
+
+/// One JSON line for each value.
+fn lines(values: &[impl serde::Serialize]) -> Vec<u8> {
+    let line = |value| serde_json::to_vec(value).unwrap_or_default();
+    values
+        .iter()
+        .flat_map(|value| [line(value), b"\n".to_vec()].concat())
+        .collect()
 }
 
 /// Makes a stage's folder reachable from the run's.
