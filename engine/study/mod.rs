@@ -25,6 +25,7 @@ use crate::evaluate::prediction::PredictionError;
 use crate::generate::engine::GenerateError;
 use crate::model::adapter::AdapterError;
 use crate::model::decoder::ModelError;
+use crate::report::document::ReportError;
 use crate::text::TextError;
 use crate::train::TrainError;
 use std::path::{Path, PathBuf};
@@ -121,6 +122,9 @@ pub enum StudyError {
         /// What is wrong.
         source: GenerateError,
     },
+    /// The report.
+    #[error(transparent)]
+    Report(#[from] ReportError),
     /// Stored answers.
     #[error(transparent)]
     Predictions(#[from] PredictionError),

@@ -36,8 +36,6 @@ pub struct Answers {
     pub peak_memory: Option<u64>,
     /// Parameters of the base model.
     pub parameters: u64,
-    /// Trained values, if the system is tuned.
-    pub trained: Option<u64>,
     /// Rows whose note was shortened.
     pub cut_rows: usize,
 }
@@ -144,7 +142,6 @@ impl Stage<'_> {
             decoded: work.decoded,
             peak_memory: crate::machine::peak_memory(),
             parameters: base.decoder.config.parameters(),
-            trained: trained.as_ref().map(|t| t.len() as u64),
             cut_rows: prompts.iter().map(|p| p.cut).collect::<Cuts>().rows,
         };
         write_whole(

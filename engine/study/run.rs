@@ -137,7 +137,7 @@ impl Study<'_> {
             trainings: &trainings,
             evaluations: &evaluations,
         };
-        let report = summary::report(&material, &store, &mut sets)?;
+        let report = summary::report(&material, &mut store, &mut sets)?;
         summary::write(&report, &dir)?;
         write_whole(&dir.join(KEY), run_key.as_bytes())?;
         observer.event(StudyEvent::Report {

@@ -36,6 +36,8 @@ pub struct TrainRecord {
     pub cut_rows: usize,
     /// Tokens cut from them.
     pub cut_tokens: usize,
+    /// Most memory in use while training, bytes.
+    pub peak_memory: Option<u64>,
     /// What the text room wanted to be said.
     pub notices: Vec<String>,
 }
@@ -113,6 +115,7 @@ pub fn run(
         base: &base_name(resolved, model),
         key: &key,
     };
+    crate::machine::reset_peak_memory();
     let outcome = session.run(stop, &mut |event| {
         observer.event(StudyEvent::Train {
             name: train.name.clone(),
@@ -132,6 +135,7 @@ pub fn run(
         targets: rows.iter().map(|e| e.ids.len() - e.target_start).sum(),
         cut_rows: cuts.rows,
         cut_tokens: cuts.tokens,
+        peak_memory: crate::machine::peak_memory(),
         notices,
     };
     write_whole(
