@@ -67,6 +67,12 @@ fn vector<'a>(vector: &'a Vector<Cpu>, values: &'a [f32]) -> &'a [f32] {
     }
 }
 
+/// Whether every sequence has one new token behind what the cache holds. Chosen by the kind of work, never by the number of rows, so
+/// that a row's bits do not depend on its neighbours.
+fn decoding(batch: &Packed) -> bool {
+    batch.sequences.iter().all(|s| s.len == 1 && s.past > 0)
+}
+
 /// Rotates q and k columns to their positions (`sign` 1) or back (-1).
 fn rotate(heads: &Heads, batch: &Packed, sign: f64, qkv: &mut [f32]) {
     let (half, width) = (heads.dim / 2, heads.qkv());
@@ -303,8 +309,7 @@ impl Backend for Cpu {
         y: &mut Vec<f32>,
         low: &mut Vec<f32>,
     ) {
-        // Chosen by the kind of work, never by the number of rows: a row's bits do not depend on its neighbours.
-        let decoding = batch.sequences.len() == rows;
+        let decoding = decoding(batch);
         let stride = group.outputs();
         for Member { layer, branch, own } in members(group, values, batch, rows) {
             if decoding {
@@ -504,8 +509,7 @@ impl Backend for Cpu {
         let mut z = vec![0.0; batch.targets.len() * vocab];
         let layer = h.layer(batch.targets.len());
         let x = h.gather(x, &batch.targets);
-        // As in `linear`.
-        if batch.sequences.len() == batch.tokens() {
+        if decoding(batch) {
             layer.decode(&x, &mut z);
         } else {
             layer.forward(&x, &mut z);
