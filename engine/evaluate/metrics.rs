@@ -307,7 +307,7 @@ mod tests {
         }
     }
 
-    /// Numbers of scikit-learn 1.7 `precision_recall_fscore_support(gold, answers, zero_division=0)` and HiClass 5.
+    /// Numbers of scikit-learn 1.9 `precision_recall_fscore_support(gold, answers, zero_division=0)` and HiClass 5.
     #[test]
     fn agrees_with_scikit_learn_and_hiclass() {
         let found = measured(&ANSWERS, Level::Code);

@@ -10,4 +10,3 @@ pub mod metrics;
 pub mod prediction;
 pub mod resample;
 pub mod statistics;
-mod tree;

@@ -343,7 +343,10 @@ impl Report {
     }
 
     fn conclusions(&self) -> Vec<Conclusion> {
-        let pairs = self.evaluations.iter().flat_map(|e| e.pairs.iter().map(move |pair| (e, pair)));
+        let pairs = self
+            .evaluations
+            .iter()
+            .flat_map(|e| e.pairs.iter().map(move |pair| (e, pair)));
         let conclude = |(evaluation, pair): (&Evaluation, &Pair)| Conclusion {
             evaluation: evaluation.name.clone(),
             verdict: pair.verdict(),
@@ -387,12 +390,16 @@ impl Evaluation {
 impl System {
     /// Measures at one level, if it was measured.
     pub fn at(&self, level: Level) -> Option<&LevelMetrics> {
-        self.metrics.levels.iter().find(|measured| measured.level == level)
+        self.metrics
+            .levels
+            .iter()
+            .find(|measured| measured.level == level)
     }
 
     /// Accuracy at one level; 0 if it was not measured.
     pub fn accuracy(&self, level: Level) -> f64 {
-        self.at(level).map_or(0.0, |measured| measured.accuracy.value)
+        self.at(level)
+            .map_or(0.0, |measured| measured.accuracy.value)
     }
 
     /// Rows a second.

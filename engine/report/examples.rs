@@ -35,16 +35,25 @@ pub struct ExampleSystem<'a> {
 }
 
 /// Chooses at most `wanted` rows and puts the answers side by side.
-pub fn choose(rows: &[ExampleRow], systems: &[ExampleSystem], level: Level, wanted: usize) -> Vec<Example> {
-    let right = |row: usize, system: &ExampleSystem| system.judged.get(row).is_some_and(|j| j.right(level));
+pub fn choose(
+    rows: &[ExampleRow],
+    systems: &[ExampleSystem],
+    level: Level,
+    wanted: usize,
+) -> Vec<Example> {
+    let right =
+        |row: usize, system: &ExampleSystem| system.judged.get(row).is_some_and(|j| j.right(level));
     let disputed: Vec<usize> = (0..rows.len())
         .filter(|&row| {
-            let verdicts: BTreeSet<bool> = systems.iter().map(|system| right(row, system)).collect();
+            let verdicts: BTreeSet<bool> =
+                systems.iter().map(|system| right(row, system)).collect();
             verdicts.len() > 1
         })
         .collect();
     let mut chosen: BTreeSet<usize> = spread(&disputed, wanted / 2).collect();
-    let others: Vec<usize> = (0..rows.len()).filter(|row| !chosen.contains(row)).collect();
+    let others: Vec<usize> = (0..rows.len())
+        .filter(|row| !chosen.contains(row))
+        .collect();
     chosen.extend(spread(&others, wanted.saturating_sub(chosen.len())));
     let example = |at: usize| {
         let row = rows.get(at)?;
@@ -97,21 +106,51 @@ mod tests {
         let rows: Vec<String> = (0..20).map(|i| format!("row{i}")).collect();
         let read = |code: fn(usize) -> &'static str| {
             let mut row = 0;
-            let found = predict("s", rows.iter().map(|r| (r.as_str(), "")), Level::Code, &SmallTree, |_| {
-                row += 1;
-                Some(code(row - 1).to_owned())
+            let found = predict(
+                "s",
+                rows.iter().map(|r| (r.as_str(), "")),
+                Level::Code,
+                &SmallTree,
+                |_| {
+                    row += 1;
+                    Some(code(row - 1).to_owned())
+                },
+            );
+            let judged = found.iter().map(|p| {
+                judge(
+                    &SmallTree,
+                    "I10",
+                    &answer::read(&p.answer, Level::Code, &SmallTree),
+                    Level::Code,
+                )
             });
-            let judged = found.iter().map(|p| judge(&SmallTree, "I10", &answer::read(&p.answer, Level::Code, &SmallTree), Level::Code));
             let judged: Vec<Judged> = judged.collect();
             (found, judged)
         };
-        let (a, b) = (read(|_| "I10"), read(|row| if row == 13 { "F32.A" } else { "I10" }));
-        let system = |name, (predictions, judged)| ExampleSystem { name, predictions, judged };
+        let (a, b) = (
+            read(|_| "I10"),
+            read(|row| if row == 13 { "F32.A" } else { "I10" }),
+        );
+        let system = |name, (predictions, judged)| ExampleSystem {
+            name,
+            predictions,
+            judged,
+        };
         let systems = [system("a", (&a.0, &a.1)), system("b", (&b.0, &b.1))];
-        let texts: Vec<ExampleRow> = rows.iter().map(|id| ExampleRow { id, text: &text, title: "Hypertension" }).collect();
+        let texts: Vec<ExampleRow> = rows
+            .iter()
+            .map(|id| ExampleRow {
+                id,
+                text: &text,
+                title: "Hypertension",
+            })
+            .collect();
         let found = choose(&texts, &systems, Level::Code, 4);
         assert_eq!(found.len(), 4);
-        let disputed = found.iter().find(|e| e.row == "row13").expect("the only disputed row is shown");
+        let disputed = found
+            .iter()
+            .find(|e| e.row == "row13")
+            .expect("the only disputed row is shown");
         assert_eq!(disputed.gold, "I10");
         let right: Vec<bool> = disputed.answers.iter().map(|a| a.right).collect();
         assert_eq!(right, [true, false]);

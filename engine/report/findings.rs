@@ -37,13 +37,23 @@ pub fn find(report: &Report) -> Vec<Finding> {
             found.extend(unchanged(system));
             found.extend(cut(evaluation, system));
             found.extend(unreadable(evaluation, system));
-            found.extend(truncated("test", &system.name, system.truncated, system.metrics.rows));
+            found.extend(truncated(
+                "test",
+                &system.name,
+                system.truncated,
+                system.metrics.rows,
+            ));
         }
     }
     for training in &report.trainings {
         found.extend(ended_badly(training));
         found.extend(never_improved(training));
-        found.extend(truncated("training", &training.name, training.truncated, training.rows));
+        found.extend(truncated(
+            "training",
+            &training.name,
+            training.truncated,
+            training.rows,
+        ));
     }
     for data in &report.data {
         found.extend(leaks(data));
@@ -55,7 +65,12 @@ pub fn find(report: &Report) -> Vec<Finding> {
 }
 
 fn finding(severity: Severity, title: String, detail: String, remedy: &str) -> Option<Finding> {
-    Some(Finding { severity, title, detail, remedy: remedy.to_owned() })
+    Some(Finding {
+        severity,
+        title,
+        detail,
+        remedy: remedy.to_owned(),
+    })
 }
 
 /// Two accuracies at the asked level.
@@ -74,9 +89,14 @@ fn below_base(evaluation: &Evaluation, system: &System) -> Option<Finding> {
     if system.accuracy(evaluation.level) >= base.accuracy(evaluation.level) {
         return None;
     }
-    let pair = evaluation.pairs.iter().find(|p| p.system == system.name && p.baseline == base.name);
+    let pair = evaluation
+        .pairs
+        .iter()
+        .find(|p| p.system == system.name && p.baseline == base.name);
     let (severity, certainty) = match pair.map(|pair| pair.verdict()) {
-        Some(Verdict::NoDifferenceShown) => (Severity::Warning, ", a difference that chance may explain"),
+        Some(Verdict::NoDifferenceShown) => {
+            (Severity::Warning, ", a difference that chance may explain")
+        }
         _ => (Severity::Severe, ""),
     };
     finding(
@@ -101,7 +121,10 @@ fn below_baseline(evaluation: &Evaluation, system: &System) -> Option<Finding> {
     finding(
         Severity::Severe,
         format!("{} is below the baseline `{}`", system.name, best.name),
-        format!("{}. That rule needs no model.", against(evaluation, system, best)),
+        format!(
+            "{}. That rule needs no model.",
+            against(evaluation, system, best)
+        ),
         "Do not report this system as an improvement. Train on more rows or a larger model, or take a view of the text in which the \
          rule does not work, if it is the title look-up that wins (`text = sections(...)`, `redact = titles`).",
     )
@@ -115,7 +138,10 @@ fn unchanged(system: &System) -> Option<Finding> {
     finding(
         Severity::Severe,
         format!("{} answers exactly as its base does", system.name),
-        format!("All {} answers are the same, letter for letter.", count(rows)),
+        format!(
+            "All {} answers are the same, letter for letter.",
+            count(rows)
+        ),
         "The adapter is not applied or was hardly trained: compare the number of steps with `warmup`, look at the learning rate in \
          metrics.jsonl, and check that adapter_config.json names the layers of this model.",
     )
@@ -133,7 +159,11 @@ fn cut(evaluation: &Evaluation, system: &System) -> Option<Finding> {
         "Raise `max_new`, or say in the task's `system` text that the code alone is wanted."
     };
     finding(
-        if tuned { Severity::Severe } else { Severity::Warning },
+        if tuned {
+            Severity::Severe
+        } else {
+            Severity::Warning
+        },
         format!("answers of {} were cut off", system.name),
         format!(
             "{} of {} answers in `{}` ended at `max_new` tokens ({}).",
@@ -171,7 +201,11 @@ fn truncated(which: &str, name: &str, truncated: u64, rows: u64) -> Option<Findi
     }
     let much = truncated as f64 > TRUNCATED * rows as f64;
     finding(
-        if much { Severity::Warning } else { Severity::Note },
+        if much {
+            Severity::Warning
+        } else {
+            Severity::Note
+        },
         format!("{which} notes were shortened for {name}"),
         format!(
             "{} of {} notes did not fit in `max_tokens` and lost their end ({}).",
@@ -186,8 +220,16 @@ fn truncated(which: &str, name: &str, truncated: u64, rows: u64) -> Option<Findi
 fn wrong_side(evaluation: &Evaluation) -> Option<Finding> {
     let (severity, side, why) = match evaluation.part {
         Part::Test => return None,
-        Part::Val => (Severity::Warning, "validation", "The kept checkpoint was chosen on these rows, which flatters it."),
-        Part::Train => (Severity::Severe, "training", "Tuned models have seen these rows with their codes."),
+        Part::Val => (
+            Severity::Warning,
+            "validation",
+            "The kept checkpoint was chosen on these rows, which flatters it.",
+        ),
+        Part::Train => (
+            Severity::Severe,
+            "training",
+            "Tuned models have seen these rows with their codes.",
+        ),
     };
     finding(
         severity,
@@ -207,7 +249,10 @@ fn too_few_rows(evaluation: &Evaluation) -> Option<Finding> {
             "Check the data block's `split` and `limit` with `explore`.",
         );
     }
-    let disagreements = evaluation.pairs.iter().map(|p| (p.only_system + p.only_baseline) as f64 / rows as f64);
+    let disagreements = evaluation
+        .pairs
+        .iter()
+        .map(|p| (p.only_system + p.only_baseline) as f64 / rows as f64);
     let disagreement = disagreements.reduce(f64::max).unwrap_or(DISAGREEMENT);
     let smallest = smallest_difference(rows, disagreement);
     if smallest <= SMALL {
@@ -238,11 +283,21 @@ fn ended_badly(training: &Training) -> Option<Finding> {
         ),
     };
     let detail = format!("{what} Whatever was measured of it comes from earlier weights.");
-    finding(Severity::Severe, format!("the training of {} did not end well", training.name), detail, remedy)
+    finding(
+        Severity::Severe,
+        format!("the training of {} did not end well", training.name),
+        detail,
+        remedy,
+    )
 }
 
 fn never_improved(training: &Training) -> Option<Finding> {
-    let losses: Vec<f64> = training.curve.iter().filter_map(|point| point.val_loss).filter(|l| l.is_finite()).collect();
+    let losses: Vec<f64> = training
+        .curve
+        .iter()
+        .filter_map(|point| point.val_loss)
+        .filter(|l| l.is_finite())
+        .collect();
     let (&first, later) = losses.split_first()?;
     let best = later.iter().copied().reduce(f64::min)?;
     if best < first {
@@ -259,7 +314,10 @@ fn never_improved(training: &Training) -> Option<Finding> {
 fn leaks(data: &DataSummary) -> Option<Finding> {
     let leaks = &data.leaks;
     let over = |n: u64, limit: f64| n as f64 > limit * leaks.rows as f64;
-    if !over(leaks.gold_code, LEAKED) && !over(leaks.lookup, LEAKED) && !over(leaks.gold_title, TITLED) {
+    if !over(leaks.gold_code, LEAKED)
+        && !over(leaks.lookup, LEAKED)
+        && !over(leaks.gold_title, TITLED)
+    {
         return None;
     }
     finding(
@@ -283,7 +341,11 @@ fn dropped(data: &DataSummary) -> Option<Finding> {
     finding(
         Severity::Note,
         format!("rows of `{}` were left out", data.name),
-        format!("{} of {} rows have no text or no code.", count(data.dropped), count(data.rows + data.dropped)),
+        format!(
+            "{} of {} rows have no text or no code.",
+            count(data.dropped),
+            count(data.rows + data.dropped)
+        ),
         "Nothing, if that is known; `explore` names them.",
     )
 }
@@ -294,7 +356,10 @@ fn not_billable(data: &DataSummary) -> Option<Finding> {
     }
     finding(
         Severity::Note,
-        format!("some gold codes of `{}` are not valid for a claim", data.name),
+        format!(
+            "some gold codes of `{}` are not valid for a claim",
+            data.name
+        ),
         format!(
             "{} of {} rows have a code that is a heading, retired or unknown in {}.",
             count(data.not_billable),
@@ -311,19 +376,32 @@ mod tests {
     use super::*;
 
     fn titles(report: &Report) -> Vec<(Severity, String)> {
-        find(report).into_iter().map(|f| (f.severity, f.title)).collect()
+        find(report)
+            .into_iter()
+            .map(|f| (f.severity, f.title))
+            .collect()
     }
 
     #[track_caller]
     fn has(report: &Report, severity: Severity, title: &str) {
         let found = titles(report);
-        assert!(found.iter().any(|(s, t)| *s == severity && t.contains(title)), "{title}: {found:?}");
+        assert!(
+            found
+                .iter()
+                .any(|(s, t)| *s == severity && t.contains(title)),
+            "{title}: {found:?}"
+        );
     }
 
     #[test]
     fn a_good_run_has_no_severe_finding() {
         let found = titles(&report());
-        assert!(found.iter().all(|(severity, _)| *severity != Severity::Severe), "{found:?}");
+        assert!(
+            found
+                .iter()
+                .all(|(severity, _)| *severity != Severity::Severe),
+            "{found:?}"
+        );
     }
 
     #[test]
@@ -336,9 +414,21 @@ mod tests {
         system.cut = rows / 2;
         system.metrics.invalid = rows / 2;
         report.evaluations[0].pairs.clear();
-        has(&report, Severity::Severe, "qwen_3b_lora is below its own zero-shot qwen_3b");
-        has(&report, Severity::Severe, "qwen_3b_lora is below the baseline");
-        has(&report, Severity::Severe, "answers exactly as its base does");
+        has(
+            &report,
+            Severity::Severe,
+            "qwen_3b_lora is below its own zero-shot qwen_3b",
+        );
+        has(
+            &report,
+            Severity::Severe,
+            "qwen_3b_lora is below the baseline",
+        );
+        has(
+            &report,
+            Severity::Severe,
+            "answers exactly as its base does",
+        );
         has(&report, Severity::Severe, "were cut off");
         has(&report, Severity::Warning, "hold no usable code");
         let severities: Vec<Severity> = find(&report).iter().map(|f| f.severity).collect();

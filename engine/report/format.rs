@@ -6,17 +6,29 @@ use medft_dsl::plan::{Level, Precision};
 /// `41.2 %`; two digits below 1 %.
 pub(super) fn percent(share: f64) -> String {
     let value = 100.0 * share;
-    if value > 0.0 && value < 1.0 { format!("{value:.2} %") } else { format!("{value:.1} %") }
+    if value > 0.0 && value < 1.0 {
+        format!("{value:.2} %")
+    } else {
+        format!("{value:.1} %")
+    }
 }
 
 /// `n` of `all` in percent; a dash without any.
 pub(super) fn share(n: u64, all: u64) -> String {
-    if all == 0 { "–".to_owned() } else { percent(n as f64 / all as f64) }
+    if all == 0 {
+        "–".to_owned()
+    } else {
+        percent(n as f64 / all as f64)
+    }
 }
 
 /// `38.8 to 43.7`, in percent.
 pub(super) fn interval(estimate: Estimate) -> String {
-    format!("{:.1} to {:.1}", 100.0 * estimate.low, 100.0 * estimate.high)
+    format!(
+        "{:.1} to {:.1}",
+        100.0 * estimate.low,
+        100.0 * estimate.high
+    )
 }
 
 /// `1,536`.
@@ -24,7 +36,7 @@ pub(super) fn count(n: u64) -> String {
     let digits = n.to_string();
     let mut grouped = String::new();
     for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at) % 3 == 0 {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
             grouped.push(',');
         }
         grouped.push(digit);
@@ -83,10 +95,22 @@ mod tests {
 
     #[test]
     fn numbers_read_well() {
-        assert_eq!([0, 999, 1000, 10_240, 1_234_567].map(count), ["0", "999", "1,000", "10,240", "1,234,567"]);
-        assert_eq!([0.0, 0.002, 0.412, 1.0].map(percent), ["0.0 %", "0.20 %", "41.2 %", "100.0 %"]);
-        assert_eq!([0.42, 59.7, 250.0, 7500.0].map(seconds), ["0.4 s", "1 min 00 s", "4 min 10 s", "2 h 05 min"]);
-        assert_eq!([512, 134_500_000, 3_090_000_000].map(parameters), ["512", "134.5 M", "3.09 B"]);
+        assert_eq!(
+            [0, 999, 1000, 10_240, 1_234_567].map(count),
+            ["0", "999", "1,000", "10,240", "1,234,567"]
+        );
+        assert_eq!(
+            [0.0, 0.002, 0.412, 1.0].map(percent),
+            ["0.0 %", "0.20 %", "41.2 %", "100.0 %"]
+        );
+        assert_eq!(
+            [0.42, 59.7, 250.0, 7500.0].map(seconds),
+            ["0.4 s", "1 min 00 s", "4 min 10 s", "2 h 05 min"]
+        );
+        assert_eq!(
+            [512, 134_500_000, 3_090_000_000].map(parameters),
+            ["512", "134.5 M", "3.09 B"]
+        );
         assert_eq!(share(1, 0), "–");
     }
 }

@@ -1,9 +1,16 @@
-//! placeholder until the merge
+//! A run's results for readers: `report.json`, one HTML page, figures, tables for the terminal.
+//!
+//! [`document::Report`] is the truth; every rendering is a function of it alone, so a report can be rendered again at any time.
+
+pub mod comparison;
 pub mod document;
 pub mod examples;
 pub mod findings;
 mod format;
+pub mod html;
 mod methods;
-pub mod html { pub fn render(_: &super::document::Report) -> Result<String, super::document::ReportError> { Ok(String::new()) } }
-pub mod svg { pub fn figures(_: &super::document::Report) -> Vec<(String, String)> { Vec::new() } }
-pub mod text { pub fn table(r: &super::document::Report) -> String { r.evaluations.iter().flat_map(|e| e.systems.iter().map(|s| format!("{} {:.3} [{:.3}, {:.3}]\n", s.name, s.accuracy(e.level), s.metrics.levels[0].accuracy.low, s.metrics.levels[0].accuracy.high))).collect() } }
+pub mod svg;
+pub mod text;
+
+#[cfg(test)]
+mod fixture;
