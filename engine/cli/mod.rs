@@ -15,6 +15,7 @@ mod output;
 mod predict;
 mod progress;
 mod recipe;
+mod report;
 mod run;
 mod score;
 mod tokenize;
@@ -44,6 +45,8 @@ enum Command {
     HelpRecipe(help_recipe::Args),
     /// Code one note from stdin, or many from a file, with a model of a recipe
     Predict(predict::Args),
+    /// Render a run's report again, or compare several runs
+    Report(report::Args),
     /// Continue a prompt or a conversation
     Generate(generate::Args),
     /// Log-probabilities and perplexity of a text
@@ -93,6 +96,7 @@ pub fn main() -> ExitCode {
         Command::Fmt(args) => fmt::run(args),
         Command::HelpRecipe(args) => help_recipe::run(args),
         Command::Predict(args) => predict::run(args),
+        Command::Report(args) => report::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Score(args) => score::run(args),
         Command::Tokenize(args) => tokenize::run(args),

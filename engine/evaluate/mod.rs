@@ -10,3 +10,4 @@ pub mod metrics;
 pub mod prediction;
 pub mod resample;
 pub mod statistics;
+mod tree;

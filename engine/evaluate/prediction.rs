@@ -4,22 +4,13 @@
 //! disk, so that a crash costs one row and never the file; everything that changes an answer is in [`Scope`] or the prompt.
 
 use super::answer::Outcome;
+pub use crate::generate::engine::Finish;
 use medft_dsl::plan::{Decode, Precision};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
-
-/// Why an answer ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Finish {
-    /// An end token.
-    Stop,
-    /// `max_new` tokens without one.
-    Length,
-}
 
 /// A line of the file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

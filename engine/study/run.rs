@@ -214,7 +214,7 @@ fn finished_report(dir: &Path, run_key: &str) -> Option<Report> {
     if stored != run_key || !dir.join("report.html").is_file() {
         return None;
     }
-    serde_json::from_slice(&std::fs::read(dir.join("report.json")).ok()?).ok()
+    Report::from_json(&std::fs::read_to_string(dir.join("report.json")).ok()?).ok()
 }
 
 fn json(value: &impl serde::Serialize) -> Vec<u8> {

@@ -63,8 +63,17 @@ pub struct Material<'a> {
 ///
 /// # Errors
 /// Data or metrics that cannot be read.
-pub fn report(material: &Material, store: &mut Store, sets: &mut DataSets) -> Result<Report, StudyError> {
-    let Material { resolved, text, trainings, evaluations } = material;
+pub fn report(
+    material: &Material,
+    store: &mut Store,
+    sets: &mut DataSets,
+) -> Result<Report, StudyError> {
+    let Material {
+        resolved,
+        text,
+        trainings,
+        evaluations,
+    } = material;
     let plan = resolved.plan;
     let tree = CodeTree::shipped();
     let machine = Machine::inspect();
@@ -88,7 +97,10 @@ pub fn report(material: &Material, store: &mut Store, sets: &mut DataSets) -> Re
         trainings: Vec::new(),
         evaluations: Vec::new(),
         methods: Vec::new(),
-        hashes: vec![Hash { what: "recipe".into(), hash: blake3::hash(text.as_bytes()).to_hex().to_string() }],
+        hashes: vec![Hash {
+            what: "recipe".into(),
+            hash: blake3::hash(text.as_bytes()).to_hex().to_string(),
+        }],
     };
     let mut models: BTreeSet<&str> = BTreeSet::new();
     let mut seen: BTreeSet<&str> = BTreeSet::new();
@@ -98,8 +110,14 @@ pub fn report(material: &Material, store: &mut Store, sets: &mut DataSets) -> Re
             let set = sets.get(resolved, store, data)?;
             report.data.push(data_summary(data, &set, tree));
             let name = &data.name;
-            report.hashes.push(Hash { what: format!("rows of `{name}`"), hash: set.all.hash.clone() });
-            report.hashes.push(Hash { what: format!("split of `{name}`"), hash: set.split.hash.clone() });
+            report.hashes.push(Hash {
+                what: format!("rows of `{name}`"),
+                hash: set.all.hash.clone(),
+            });
+            report.hashes.push(Hash {
+                what: format!("split of `{name}`"),
+                hash: set.split.hash.clone(),
+            });
         }
     }
     for (train, record, folder) in *trainings {
@@ -109,7 +127,10 @@ pub fn report(material: &Material, store: &mut Store, sets: &mut DataSets) -> Re
             let path = result.join(file);
             if path.is_file() {
                 let hash = store.fingerprint(&path)?;
-                report.hashes.push(Hash { what: format!("trained weights of `{}`", train.name), hash });
+                report.hashes.push(Hash {
+                    what: format!("trained weights of `{}`", train.name),
+                    hash,
+                });
             }
         }
     }
@@ -117,12 +138,17 @@ pub fn report(material: &Material, store: &mut Store, sets: &mut DataSets) -> Re
         for (system, _) in &evaluation.answers {
             if models.insert(&system.model.name) {
                 let hash = resolved.model_print(system.model).to_string();
-                report.hashes.push(Hash { what: format!("files of model `{}`", system.model.name), hash });
+                report.hashes.push(Hash {
+                    what: format!("files of model `{}`", system.model.name),
+                    hash,
+                });
             }
         }
         let task = resolved.task(&evaluation.block.task)?;
         let set = sets.get(resolved, store, resolved.data(task)?)?;
-        report.evaluations.push(Judge::new(material, evaluation, task, &set).evaluation());
+        report
+            .evaluations
+            .push(Judge::new(material, evaluation, task, &set).evaluation());
     }
     report.conclude(plan);
     Ok(report)
@@ -133,28 +159,52 @@ pub fn report(material: &Material, store: &mut Store, sets: &mut DataSets) -> Re
 /// # Errors
 /// Whatever the disk says.
 pub fn write(report: &Report, dir: &Path) -> Result<(), StudyError> {
-    for (name, figure) in svg::figures(report) {
-        write_whole(&dir.join("plots").join(name), figure.as_bytes())?;
+    for figure in svg::figures(report) {
+        write_whole(
+            &dir.join("plots").join(figure.file_name()),
+            figure.standalone().as_bytes(),
+        )?;
     }
-    write_whole(&dir.join("report.html"), html::render(report)?.as_bytes())?;
+    write_whole(&dir.join("report.html"), html::page(report)?.as_bytes())?;
     write_whole(&dir.join("report.json"), report.to_json()?.as_bytes())?;
     Ok(())
 }
 
 fn used_tasks<'a>(plan: &'a Plan, resolved: &Resolved<'a>) -> Result<Vec<&'a Task>, StudyError> {
-    let names = plan.trains.iter().map(|t| &t.task).chain(plan.evaluates.iter().map(|e| &e.task));
+    let names = plan
+        .trains
+        .iter()
+        .map(|t| &t.task)
+        .chain(plan.evaluates.iter().map(|e| &e.task));
     names.map(|name| resolved.task(name)).collect()
 }
 
 /// The question in the recipe's head: what stands behind `# Question:`, else its first comment that asks one.
 fn question(text: &str) -> Option<String> {
-    let comments: Vec<&str> = text.lines().map_while(|l| l.trim().strip_prefix('#')).collect();
-    let Some(first) = comments.iter().position(|l| l.trim_start().starts_with("Question:")) else {
-        return comments.iter().map(|l| l.trim()).find(|l| l.ends_with('?')).map(str::to_string);
+    let comments: Vec<&str> = text
+        .lines()
+        .map_while(|l| l.trim().strip_prefix('#'))
+        .collect();
+    let Some(first) = comments
+        .iter()
+        .position(|l| l.trim_start().starts_with("Question:"))
+    else {
+        return comments
+            .iter()
+            .map(|l| l.trim())
+            .find(|l| l.ends_with('?'))
+            .map(str::to_string);
     };
-    let mut words = comments[first].trim_start().trim_start_matches("Question:").trim().to_string();
+    let mut words = comments[first]
+        .trim_start()
+        .trim_start_matches("Question:")
+        .trim()
+        .to_string();
     // A continued line is indented further than the next entry.
-    for line in comments[first + 1..].iter().take_while(|l| l.starts_with("   ")) {
+    for line in comments[first + 1..]
+        .iter()
+        .take_while(|l| l.starts_with("   "))
+    {
         words = format!("{words} {}", line.trim());
     }
     Some(words)
@@ -163,7 +213,9 @@ fn question(text: &str) -> Option<String> {
 fn data_summary(data: &Data, set: &DataSet, tree: &CodeTree) -> DataSummary {
     let side = |part| set.split.rows_of(part).len() as u64;
     let labels = |level| {
-        let all: BTreeSet<&str> = (0..set.all.rows.len()).map(|row| set.label(row, level)).collect();
+        let all: BTreeSet<&str> = (0..set.all.rows.len())
+            .map(|row| set.label(row, level))
+            .collect();
         (level, all.len() as u64)
     };
     let billable = |code: &str| matches!(tree.status(code), CodeStatus::Billable);
@@ -176,8 +228,15 @@ fn data_summary(data: &Data, set: &DataSet, tree: &CodeTree) -> DataSummary {
         val: side(Part::Val),
         test: side(Part::Test),
         clusters: set.split.clusters.iter().collect::<BTreeSet<_>>().len() as u64,
-        labels: [Level::Code, Level::Category, Level::Block, Level::Chapter].map(labels).to_vec(),
-        not_billable: set.all.rows.iter().filter(|row| !billable(&row.code)).count() as u64,
+        labels: [Level::Code, Level::Category, Level::Block, Level::Chapter]
+            .map(labels)
+            .to_vec(),
+        not_billable: set
+            .all
+            .rows
+            .iter()
+            .filter(|row| !billable(&row.code))
+            .count() as u64,
         code_table: tree.release().to_string(),
         leaks: Leaks {
             rows: audit.rows,
@@ -193,7 +252,12 @@ fn data_summary(data: &Data, set: &DataSet, tree: &CodeTree) -> DataSummary {
 fn training(train: &Train, record: &TrainRecord, folder: &Path) -> Result<Training, StudyError> {
     let outcome = &record.outcome;
     let points = metrics::read(&folder.join("metrics.jsonl"))?;
-    let point = |m: metrics::Metric| CurvePoint { step: m.step, loss: m.loss, val_loss: m.val_loss, lr: m.lr };
+    let point = |m: metrics::Metric| CurvePoint {
+        step: m.step,
+        loss: m.loss,
+        val_loss: m.val_loss,
+        lr: m.lr,
+    };
     Ok(Training {
         name: train.name.clone(),
         base: train.model.clone(),
@@ -236,28 +300,55 @@ struct Entry {
 }
 
 impl<'a> Judge<'a> {
-    fn new(material: &'a Material, evaluation: &'a Evaluation<'a>, task: &'a Task, set: &'a DataSet) -> Self {
+    fn new(
+        material: &'a Material,
+        evaluation: &'a Evaluation<'a>,
+        task: &'a Task,
+        set: &'a DataSet,
+    ) -> Self {
         let plan = material.resolved.plan;
         let rows = set.side(evaluation.block.split, evaluation.block.limit);
         let clusters: Vec<u32> = rows.iter().map(|row| set.split.clusters[*row]).collect();
         let resampler = Resampler::new(&clusters, plan.recipe.seed, RESAMPLES);
-        Judge { trainings: material.trainings, evaluation, task, set, plan, tree: CodeTree::shipped(), rows, resampler }
+        Judge {
+            trainings: material.trainings,
+            evaluation,
+            task,
+            set,
+            plan,
+            tree: CodeTree::shipped(),
+            rows,
+            resampler,
+        }
     }
 
     fn evaluation(&self) -> document::Evaluation {
         let block = self.evaluation.block;
-        let mut entries: Vec<Entry> = self.evaluation.answers.iter().map(|(s, a)| self.model(s, a)).collect();
+        let mut entries: Vec<Entry> = self
+            .evaluation
+            .answers
+            .iter()
+            .map(|(s, a)| self.model(s, a))
+            .collect();
         entries.extend(self.rules());
         let pairs = self.pairs(&entries);
         let text = |row: &usize| &self.set.all.rows[*row];
         let rows: Vec<ExampleRow> = self
             .rows
             .iter()
-            .map(|row| ExampleRow { id: &text(row).id, text: &text(row).text, title: &text(row).title })
+            .map(|row| ExampleRow {
+                id: &text(row).id,
+                text: &text(row).text,
+                title: &text(row).title,
+            })
             .collect();
         let systems: Vec<ExampleSystem> = entries
             .iter()
-            .map(|e| ExampleSystem { name: &e.name, predictions: &e.predictions, judged: &e.judged })
+            .map(|e| ExampleSystem {
+                name: &e.name,
+                predictions: &e.predictions,
+                judged: &e.judged,
+            })
             .collect();
         document::Evaluation {
             name: block.name.clone(),
@@ -295,21 +386,35 @@ impl<'a> Judge<'a> {
             precision: None,
             trained_tokens: None,
             metrics: measure(&judged, self.task.level, &self.resampler),
-            cut: predictions.iter().filter(|p| p.finish == Finish::Length).count() as u64,
+            cut: predictions
+                .iter()
+                .filter(|p| p.finish == Finish::Length)
+                .count() as u64,
             truncated: 0,
             same_as_base: None,
             seconds: 0.0,
             peak_memory: None,
             chapters: Confusion::of(&judged, Level::Chapter),
         };
-        Entry { name: name.to_string(), predictions, judged, system }
+        Entry {
+            name: name.to_string(),
+            predictions,
+            judged,
+            system,
+        }
     }
 
     fn model(&self, system: &System, answers: &Answers) -> Entry {
-        let role = if system.train.is_some() { Role::Tuned } else { Role::ZeroShot };
+        let role = if system.train.is_some() {
+            Role::Tuned
+        } else {
+            Role::ZeroShot
+        };
         let mut entry = self.entry(system.name, role, answers.predictions.clone());
         let base = system.train.map(|_| system.model.name.clone());
-        let own = base.as_ref().and_then(|b| self.evaluation.answers.iter().find(|(s, _)| s.name == *b));
+        let own = base
+            .as_ref()
+            .and_then(|b| self.evaluation.answers.iter().find(|(s, _)| s.name == *b));
         let same = |(_, base): &(System, Answers)| {
             let pairs = base.predictions.iter().zip(&answers.predictions);
             pairs.filter(|(a, b)| a.answer == b.answer).count() as u64
@@ -344,13 +449,27 @@ impl<'a> Judge<'a> {
         let lookup = TitleLookup::billable(self.tree);
         let texts = || {
             let row = |row: &usize| &self.set.all.rows[*row];
-            self.rows.iter().map(move |r| (row(r).id.as_str(), row(r).text.as_str()))
+            self.rows
+                .iter()
+                .map(move |r| (row(r).id.as_str(), row(r).text.as_str()))
         };
         let always = |_: &str| majority.map(str::to_string);
-        let look = |text: &str| lookup.predict(text).map(|id| self.tree.code(id).to_string());
+        let look = |text: &str| {
+            lookup
+                .predict(text)
+                .map(|id| self.tree.code(id).to_string())
+        };
         vec![
-            self.entry(MAJORITY, Role::Baseline, baselines::predict(MAJORITY, texts(), level, self.tree, always)),
-            self.entry(LOOKUP, Role::Baseline, baselines::predict(LOOKUP, texts(), level, self.tree, look)),
+            self.entry(
+                MAJORITY,
+                Role::Baseline,
+                baselines::predict(MAJORITY, texts(), level, self.tree, always),
+            ),
+            self.entry(
+                LOOKUP,
+                Role::Baseline,
+                baselines::predict(LOOKUP, texts(), level, self.tree, look),
+            ),
         ]
     }
 
@@ -358,7 +477,12 @@ impl<'a> Judge<'a> {
     fn pairs(&self, entries: &[Entry]) -> Vec<Pair> {
         let mut wanted: Vec<(&str, &str)> = Vec::new();
         let models = || entries.iter().filter(|e| e.system.role != Role::Baseline);
-        for block in self.plan.compares.iter().filter(|c| c.of == self.evaluation.block.name) {
+        for block in self
+            .plan
+            .compares
+            .iter()
+            .filter(|c| c.of == self.evaluation.block.name)
+        {
             let first = models().next().map(|e| e.name.as_str());
             if let Some(baseline) = block.baseline.as_deref().or(first) {
                 wanted.extend(models().map(|e| (e.name.as_str(), baseline)));
@@ -366,21 +490,35 @@ impl<'a> Judge<'a> {
         }
         for entry in entries.iter().filter(|e| e.system.role == Role::Tuned) {
             let own = entry.system.base.as_deref();
-            wanted.extend(own.into_iter().chain([MAJORITY, LOOKUP]).map(|b| (entry.name.as_str(), b)));
+            wanted.extend(
+                own.into_iter()
+                    .chain([MAJORITY, LOOKUP])
+                    .map(|b| (entry.name.as_str(), b)),
+            );
         }
         let mut seen = BTreeSet::new();
         wanted.retain(|(system, baseline)| system != baseline && seen.insert((*system, *baseline)));
         let level = self.task.level;
         let right: Vec<(&str, Vec<bool>)> = entries
             .iter()
-            .map(|e| (e.name.as_str(), e.judged.iter().map(|j| j.right(level)).collect()))
+            .map(|e| {
+                (
+                    e.name.as_str(),
+                    e.judged.iter().map(|j| j.right(level)).collect(),
+                )
+            })
             .collect();
         let graded = |name: &str| {
             let found = right.iter().find(|(n, _)| *n == name)?;
-            Some(Graded { name: found.0, right: &found.1 })
+            Some(Graded {
+                name: found.0,
+                right: &found.1,
+            })
         };
-        let pairs: Vec<(Graded, Graded)> =
-            wanted.iter().filter_map(|(system, baseline)| Some((graded(system)?, graded(baseline)?))).collect();
+        let pairs: Vec<(Graded, Graded)> = wanted
+            .iter()
+            .filter_map(|(system, baseline)| Some((graded(system)?, graded(baseline)?)))
+            .collect();
         compare(&pairs, level, &self.resampler)
     }
 }
@@ -389,7 +527,9 @@ impl<'a> Judge<'a> {
 fn origin(model: &Model) -> String {
     match &model.weights {
         Weights::Hf { repo, .. } => repo.clone(),
-        Weights::Dir { path } => path.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned()),
+        Weights::Dir { path } => path
+            .file_name()
+            .map_or(String::new(), |n| n.to_string_lossy().into_owned()),
     }
 }
 
@@ -399,9 +539,13 @@ mod tests {
 
     #[test]
     fn the_question_is_read_over_its_lines() {
-        let text = "# Question:  which is\n#            better?\n# Run:       it\nrecipe \"x\" {}\n";
+        let text =
+            "# Question:  which is\n#            better?\n# Run:       it\nrecipe \"x\" {}\n";
         assert_eq!(question(text).as_deref(), Some("which is better?"));
-        assert_eq!(question("# About this.\n# Which codes better: a or b?\n").as_deref(), Some("Which codes better: a or b?"));
+        assert_eq!(
+            question("# About this.\n# Which codes better: a or b?\n").as_deref(),
+            Some("Which codes better: a or b?")
+        );
         assert_eq!(question("recipe \"x\" {}\n# Why?\n"), None);
     }
 }
