@@ -83,7 +83,7 @@ fn compare_two(system: &Graded, baseline: &Graded, level: Level, resampler: &Res
     let count =
         |wanted: fn(&(bool, bool)) -> bool| rows.iter().filter(|row| wanted(row)).count() as u64;
     let share = |n: u64| n as f64 / rows.len().max(1) as f64;
-    let difference = resampler.estimate(|weights| {
+    let difference = resampler.resample(|weights| {
         let (mut drawn, mut sum) = (0.0, 0.0);
         for (&(a, b), &weight) in rows.iter().zip(weights) {
             drawn += f64::from(weight);
@@ -100,7 +100,7 @@ fn compare_two(system: &Graded, baseline: &Graded, level: Level, resampler: &Res
         rows: rows.len() as u64,
         system_accuracy: share(count(|r| r.0)),
         baseline_accuracy: share(count(|r| r.1)),
-        difference: difference.first().copied().unwrap_or_default(),
+        difference: difference.first().copied().unwrap_or_default().percentile(),
         only_system,
         only_baseline,
         p,
