@@ -24,16 +24,20 @@ pub trait Codes {
     fn billable(&self, id: u32) -> bool;
 }
 
-/// Capitals, with the dot where it belongs. What does not look like a code is only trimmed and set in capitals.
+/// Capitals, with the dot after the third character. What does not look like a code is only trimmed and set in capitals.
 pub fn normal(written: &str) -> String {
-    let plain: String = written.trim().to_uppercase();
-    let bare: String = plain.chars().filter(|&c| c != '.').collect();
-    match bare.split_at_checked(3) {
-        Some((category, rest)) if is_code_shaped(&bare) && !rest.is_empty() => {
-            format!("{category}.{rest}")
-        }
-        Some(_) if is_code_shaped(&bare) => bare,
-        _ => plain,
+    let plain = written.trim().to_uppercase();
+    let Some((category, rest)) = plain.split_at_checked(3) else {
+        return plain;
+    };
+    let rest = rest.strip_prefix('.').unwrap_or(rest);
+    if !is_code_shaped(&format!("{category}{rest}")) {
+        return plain;
+    }
+    if rest.is_empty() {
+        category.to_owned()
+    } else {
+        format!("{category}.{rest}")
     }
 }
 
@@ -153,6 +157,17 @@ mod tests {
                 Some("CH04")
             );
         }
+    }
+
+    #[test]
+    fn only_what_looks_like_a_code_gets_a_dot() {
+        let written = [
+            "s83512a", "I10.", "e1.165", "E11..65", "cough", "Ä11", "E08-E13",
+        ];
+        let expected = [
+            "S83.512A", "I10", "E1.165", "E11..65", "COUGH", "Ä11", "E08-E13",
+        ];
+        assert_eq!(written.map(normal), expected);
     }
 
     #[test]

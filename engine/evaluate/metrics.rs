@@ -9,12 +9,13 @@
 //! - Classes are the labels present in gold or prediction (scikit-learn's `labels = None`), and a ratio without denominator is
 //!   0 (`zero_division = 0`). "No label" is an error of its row, not a class.
 //! - Macro is the plain mean over classes, weighted the mean by gold rows, micro pools the counts.
+//! - Intervals of macro and weighted averages are recentred, see [`Resampled::recentred`]; the others are plain percentiles.
 //! - Hierarchical precision and recall (Kosmopoulos et al. 2015, section 3.3.1; HiClass): answer and gold are extended by all their
 //!   ancestors below the root, and the overlap is pooled over rows.
 
 use super::answer::Outcome;
 use super::codes::{Codes, label, normal, path};
-use super::resample::{Estimate, Resampler};
+use super::resample::{Estimate, Resampled, Resampler};
 use medft_dsl::plan::Level;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
@@ -137,17 +138,17 @@ pub fn measure(rows: &[Judged], asked: Level, resampler: &Resampler) -> Metrics 
         numbers.extend(hierarchical(rows, weights));
         numbers
     };
-    let mut next = resampler.estimate(numbers).into_iter();
+    let mut next = resampler.resample(numbers).into_iter();
     let levels = levels
         .iter()
         .zip(&indexed)
         .map(|(&level, index)| LevelMetrics {
             level,
             classes: index.classes as u64,
-            accuracy: next.next().unwrap_or_default(),
-            macro_average: averages(&mut next),
-            micro: averages(&mut next),
-            weighted: averages(&mut next),
+            accuracy: next.next().unwrap_or_default().percentile(),
+            macro_average: averages(&mut next, Resampled::recentred),
+            micro: averages(&mut next, Resampled::percentile),
+            weighted: averages(&mut next, Resampled::recentred),
         });
     let levels = levels.collect();
     Metrics {
@@ -155,12 +156,15 @@ pub fn measure(rows: &[Judged], asked: Level, resampler: &Resampler) -> Metrics 
         unparsed: rows.iter().filter(|row| row.unparsed).count() as u64,
         invalid: rows.iter().filter(|row| row.invalid).count() as u64,
         levels,
-        hierarchical: averages(&mut next),
+        hierarchical: averages(&mut next, Resampled::percentile),
     }
 }
 
-fn averages(next: &mut impl Iterator<Item = Estimate>) -> Averages {
-    let mut estimate = || next.next().unwrap_or_default();
+fn averages(
+    next: &mut impl Iterator<Item = Resampled>,
+    interval: fn(Resampled) -> Estimate,
+) -> Averages {
+    let mut estimate = || interval(next.next().unwrap_or_default());
     Averages {
         precision: estimate(),
         recall: estimate(),

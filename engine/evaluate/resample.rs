@@ -18,10 +18,43 @@ pub const RESAMPLES: u64 = 10_000;
 pub struct Estimate {
     /// On the rows as they are.
     pub value: f64,
-    /// 2.5 % quantile of the resamples.
+    /// Lower end.
     pub low: f64,
-    /// 97.5 % quantile of the resamples.
+    /// Upper end.
     pub high: f64,
+}
+
+/// A number on the rows as they are, and what the resamples say of it.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Resampled {
+    value: f64,
+    mean: f64,
+    /// 2.5 % quantile.
+    low: f64,
+    /// 97.5 % quantile.
+    high: f64,
+}
+
+impl Resampled {
+    /// With the percentile interval: for means and ratios of sums, which resampling leaves where they are.
+    pub fn percentile(self) -> Estimate {
+        Estimate {
+            value: self.value,
+            low: self.low,
+            high: self.high,
+        }
+    }
+
+    /// With the percentile interval moved back by the mean shift of the resamples: for averages over classes, whose rare classes
+    /// change when their rows are drawn twice or not at all, so that the plain interval can miss the value itself. In [0, 1].
+    pub fn recentred(self) -> Estimate {
+        let shift = self.value - self.mean;
+        Estimate {
+            value: self.value,
+            low: (self.low + shift).max(0.0).min(self.value),
+            high: (self.high + shift).min(1.0).max(self.value),
+        }
+    }
 }
 
 /// Draws rows with replacement, cluster by cluster.
@@ -48,9 +81,9 @@ impl Resampler {
         }
     }
 
-    /// Estimates several numbers at once, all on the same resamples. `statistic` gets the number of times that each row was
+    /// Resamples several numbers at once, all on the same draws. `statistic` gets the number of times that each row was
     /// drawn and always returns equally many finite numbers.
-    pub fn estimate(&self, statistic: impl Fn(&[u32]) -> Vec<f64> + Sync) -> Vec<Estimate> {
+    pub fn resample(&self, statistic: impl Fn(&[u32]) -> Vec<f64> + Sync) -> Vec<Resampled> {
         let values = statistic(&vec![1; self.rows]);
         let drawn: Vec<Vec<f64>> = (0..self.resamples)
             .into_par_iter()
@@ -62,16 +95,18 @@ impl Resampler {
                 },
             )
             .collect();
-        let estimate = |(at, value)| {
+        let resampled = |(at, value)| {
             let mut column: Vec<f64> = drawn.iter().filter_map(|d| d.get(at).copied()).collect();
             column.sort_unstable_by(f64::total_cmp);
-            Estimate {
+            let mean = column.iter().sum::<f64>() / column.len() as f64;
+            Resampled {
                 value,
+                mean: if mean.is_finite() { mean } else { value },
                 low: quantile(&column, 0.025).unwrap_or(value),
                 high: quantile(&column, 0.975).unwrap_or(value),
             }
         };
-        values.into_iter().enumerate().map(estimate).collect()
+        values.into_iter().enumerate().map(resampled).collect()
     }
 
     fn draw(&self, stream: u64, weights: &mut [u32]) {
@@ -106,7 +141,7 @@ mod tests {
     }
 
     fn interval(of: &[f64], clusters: &[u32]) -> Estimate {
-        Resampler::new(clusters, 42, 4000).estimate(|weights| mean(of, weights))[0]
+        Resampler::new(clusters, 42, 4000).resample(|weights| mean(of, weights))[0].percentile()
     }
 
     #[test]
@@ -154,6 +189,21 @@ mod tests {
                 high: 1.0
             }
         );
+    }
+
+    #[test]
+    fn a_shifted_interval_is_moved_back_onto_its_value() {
+        let shifted = Resampled {
+            value: 0.297,
+            mean: 0.279,
+            low: 0.263,
+            high: 0.295,
+        };
+        assert!(shifted.percentile().high < shifted.value);
+        let found = shifted.recentred();
+        assert!((found.low - 0.281).abs() < 1e-12 && (found.high - 0.313).abs() < 1e-12);
+        let none = Resampled::default().recentred();
+        assert_eq!(none, Estimate::default());
     }
 
     #[test]

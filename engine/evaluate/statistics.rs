@@ -83,7 +83,7 @@ fn compare_two(system: &Graded, baseline: &Graded, level: Level, resampler: &Res
     let count =
         |wanted: fn(&(bool, bool)) -> bool| rows.iter().filter(|row| wanted(row)).count() as u64;
     let share = |n: u64| n as f64 / rows.len().max(1) as f64;
-    let difference = resampler.estimate(|weights| {
+    let difference = resampler.resample(|weights| {
         let (mut drawn, mut sum) = (0.0, 0.0);
         for (&(a, b), &weight) in rows.iter().zip(weights) {
             drawn += f64::from(weight);
@@ -100,7 +100,7 @@ fn compare_two(system: &Graded, baseline: &Graded, level: Level, resampler: &Res
         rows: rows.len() as u64,
         system_accuracy: share(count(|r| r.0)),
         baseline_accuracy: share(count(|r| r.1)),
-        difference: difference.first().copied().unwrap_or_default(),
+        difference: difference.first().copied().unwrap_or_default().percentile(),
         only_system,
         only_baseline,
         p,
@@ -167,13 +167,13 @@ impl Pair {
         };
         let points = |share: f64| 100.0 * share;
         let numbers = format!(
-            "{:.1} % against {:.1} % of {judged} right on the same {rows} rows, a difference of {:+.1} points \
-             (95 % interval {:+.1} to {:+.1}; McNemar's exact test with Holm's correction, {})",
+            "{:.1} % against {:.1} % of {judged} right on the same {rows} rows, a difference of {} points \
+             (95 % interval {} to {}; McNemar's exact test with Holm's correction, {})",
             points(self.system_accuracy),
             points(self.baseline_accuracy),
-            points(self.difference.value),
-            points(self.difference.low),
-            points(self.difference.high),
+            signed_points(self.difference.value),
+            signed_points(self.difference.low),
+            signed_points(self.difference.high),
             p_value(self.p_holm),
         );
         match self.verdict() {
@@ -189,6 +189,11 @@ impl Pair {
             }
         }
     }
+}
+
+/// A difference of shares in percentage points: `+8.2`, `−0.4`.
+pub fn signed_points(difference: f64) -> String {
+    format!("{:+.1}", 100.0 * difference).replace('-', "−")
 }
 
 /// `p = 0.012`, `p < 0.001`.

@@ -11,17 +11,17 @@ use minijinja::context;
 use std::collections::BTreeSet;
 
 const HEADINGS: [&str; 11] = [
-    "run",
-    "system",
-    "role",
-    "parameters",
-    "rows",
-    "asked",
-    "accuracy",
+    "Run",
+    "System",
+    "Role",
+    "Parameters",
+    "Rows",
+    "Asked",
+    "Accuracy",
     "95 % interval",
-    "macro F1",
-    "hierarchical F1",
-    "no code",
+    "Macro F1",
+    "Hierarchical F1",
+    "No code",
 ];
 
 /// A table for the terminal.

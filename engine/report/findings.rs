@@ -31,30 +31,28 @@ pub fn find(report: &Report) -> Vec<Finding> {
     for evaluation in &report.evaluations {
         found.extend(wrong_side(evaluation));
         found.extend(too_few_rows(evaluation));
+        let shortened = evaluation
+            .systems
+            .iter()
+            .map(|s| (s.name.as_str(), s.truncated, s.metrics.rows));
+        found.extend(truncated(&format!("`{}`", evaluation.name), shortened));
         for system in &evaluation.systems {
             found.extend(below_base(evaluation, system));
             found.extend(below_baseline(evaluation, system));
             found.extend(unchanged(system));
             found.extend(cut(evaluation, system));
             found.extend(unreadable(evaluation, system));
-            found.extend(truncated(
-                "test",
-                &system.name,
-                system.truncated,
-                system.metrics.rows,
-            ));
         }
     }
     for training in &report.trainings {
         found.extend(ended_badly(training));
         found.extend(never_improved(training));
-        found.extend(truncated(
-            "training",
-            &training.name,
-            training.truncated,
-            training.rows,
-        ));
     }
+    let shortened = report
+        .trainings
+        .iter()
+        .map(|t| (t.name.as_str(), t.truncated, t.rows));
+    found.extend(truncated("the training", shortened));
     for data in &report.data {
         found.extend(leaks(data));
         found.extend(dropped(data));
@@ -195,24 +193,35 @@ fn unreadable(evaluation: &Evaluation, system: &System) -> Option<Finding> {
     )
 }
 
-fn truncated(which: &str, name: &str, truncated: u64, rows: u64) -> Option<Finding> {
-    if truncated == 0 {
+/// `counts` are (name, shortened notes, notes).
+fn truncated<'a>(of: &str, counts: impl Iterator<Item = (&'a str, u64, u64)>) -> Option<Finding> {
+    let counts: Vec<_> = counts.filter(|&(_, truncated, _)| truncated > 0).collect();
+    let much = counts
+        .iter()
+        .any(|&(_, truncated, rows)| truncated as f64 > TRUNCATED * rows as f64);
+    let severity = if much {
+        Severity::Warning
+    } else {
+        Severity::Note
+    };
+    let detail: Vec<String> = counts
+        .iter()
+        .map(|&(name, truncated, rows)| {
+            format!(
+                "{} of {} for {name} ({})",
+                count(truncated),
+                count(rows),
+                share(truncated, rows)
+            )
+        })
+        .collect();
+    if detail.is_empty() {
         return None;
     }
-    let much = truncated as f64 > TRUNCATED * rows as f64;
     finding(
-        if much {
-            Severity::Warning
-        } else {
-            Severity::Note
-        },
-        format!("{which} notes were shortened for {name}"),
-        format!(
-            "{} of {} notes did not fit in `max_tokens` and lost their end ({}).",
-            count(truncated),
-            count(rows),
-            share(truncated, rows)
-        ),
+        severity,
+        format!("notes of {of} were shortened"),
+        format!("They did not fit in `max_tokens`: {}.", detail.join(", ")),
         "Raise the task's `max_tokens`; `explore` shows how long the texts are in tokens.",
     )
 }
@@ -465,6 +474,6 @@ mod tests {
         report.data[0].leaks.lookup = report.data[0].leaks.rows / 2;
         has(&report, Severity::Warning, "name their own diagnosis");
         tuned(&mut report).truncated = 1000;
-        has(&report, Severity::Warning, "notes were shortened");
+        has(&report, Severity::Warning, "notes of `all` were shortened");
     }
 }

@@ -282,7 +282,7 @@ fn metrics(accuracy: [f64; 4], unparsed: u64) -> Metrics {
         let half = 1.96 * (value * (1.0 - value) / ROWS as f64).sqrt();
         Estimate {
             value,
-            low: value - half,
+            low: (value - half).max(0.0),
             high: value + half,
         }
     };

@@ -7,7 +7,7 @@ use super::document::{Report, ReportError};
 use super::svg;
 use super::{format, text};
 use crate::evaluate::resample::Estimate;
-use crate::evaluate::statistics::p_value;
+use crate::evaluate::statistics::{p_value, signed_points};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, Value, context};
 use std::collections::BTreeMap;
@@ -44,7 +44,7 @@ pub(super) fn fill(name: &str, template: &str, page: Value) -> Result<String, Re
     environment.add_filter("fixed", |value: f64, digits: usize| {
         format!("{value:.digits$}")
     });
-    environment.add_filter("points", |share: f64| format!("{:+.1}", 100.0 * share));
+    environment.add_filter("points", signed_points);
     environment.add_filter("interval", |low: f64, high: f64| {
         format::interval(Estimate {
             value: 0.0,

@@ -268,7 +268,8 @@ fn decode(decode: &Decode) -> String {
 
 fn comparisons(plan: &Plan) -> String {
     format!(
-        "Intervals are 95 % percentile intervals of {} bootstrap resamples (seed {}); rows of one group of near-duplicates are drawn together. \
+        "Intervals are 95 % percentile intervals of {} bootstrap resamples (seed {}); rows of one group of near-duplicates are drawn \
+         together. Those of macro and weighted averages are moved back by the resamples' mean shift, which rare classes cause. \
          Systems are compared on the same rows by McNemar's exact test, two-sided, corrected by Holm's method over the \
          comparisons of an evaluation. A difference is claimed if the corrected p-value is below {ALPHA} and the interval \
          of the paired difference leaves out 0; otherwise the report says that no difference was shown.",

@@ -50,7 +50,7 @@ pub(super) fn figure(training: &Training) -> Option<Figure> {
         "tick",
         Anchor::Start,
         (6.0, 16.0),
-        "loss a target token",
+        "loss per target token",
         200.0,
     );
     if let Some(best) = training.best_step {

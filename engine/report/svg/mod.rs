@@ -54,7 +54,7 @@ impl Figure {
     }
 }
 
-/// All figures for which a report has something to draw: of each training, then of each evaluation.
+/// All figures for which a report has something to draw: of each training, then of each evaluation (chapters of models only).
 pub fn figures(report: &Report) -> Vec<Figure> {
     let mut figures: Vec<Figure> = report.trainings.iter().filter_map(loss::figure).collect();
     for evaluation in report
@@ -64,12 +64,11 @@ pub fn figures(report: &Report) -> Vec<Figure> {
     {
         figures.push(accuracy::figure(evaluation));
         figures.extend(size::figure(evaluation));
-        figures.extend(
-            evaluation
-                .systems
-                .iter()
-                .filter_map(|system| confusion::figure(evaluation, system)),
-        );
+        let models = evaluation
+            .systems
+            .iter()
+            .filter(|system| system.role != Role::Baseline);
+        figures.extend(models.filter_map(|system| confusion::figure(evaluation, system)));
     }
     figures
 }
@@ -133,16 +132,16 @@ impl Canvas {
     fn mark(&mut self, role: Role, color: usize, (x, y): (f64, f64), hint: &str) {
         let (class, hint) = (color_class(color), escape(hint));
         let shape = match role {
-            Role::Tuned => format!(r#"circle class="{class} solid" cx="{x:.1}" cy="{y:.1}" r="5""#),
+            Role::Tuned => format!(r#"circle class="{class} solid" cx="{x:.1}" cy="{y:.1}" r="4""#),
             Role::ZeroShot => {
-                format!(r#"circle class="{class} ring" cx="{x:.1}" cy="{y:.1}" r="4.5""#)
+                format!(r#"circle class="{class} ring" cx="{x:.1}" cy="{y:.1}" r="3.6""#)
             }
             Role::Baseline => format!(
                 r#"path class="{class} solid" d="M{x:.1} {:.1}L{:.1} {y:.1}L{x:.1} {:.1}L{:.1} {y:.1}Z""#,
-                y - 5.5,
-                x + 5.5,
-                y + 5.5,
-                x - 5.5
+                y - 4.5,
+                x + 4.5,
+                y + 4.5,
+                x - 4.5
             ),
         };
         let element = shape.split(' ').next().unwrap_or_default();

@@ -41,7 +41,9 @@ pub(super) fn figure(evaluation: &Evaluation) -> Option<Figure> {
     let y = Scale::new((0.0, highest * 1.05), (BOTTOM, TOP));
 
     let mut canvas = Canvas::new(RIGHT + LABELS, BOTTOM + 46.0);
-    canvas.vertical_axis(&y, (LEFT, RIGHT), percent);
+    canvas.vertical_axis(&y, (LEFT, RIGHT), |tick| {
+        format!("{} %", (tick * 1e4).round() / 100.0)
+    });
     canvas.line("axis", (LEFT, BOTTOM), (RIGHT, BOTTOM));
     let mut drawn = f64::NEG_INFINITY;
     let mut sorted: Vec<f64> = sizes().collect();
