@@ -12,7 +12,12 @@ fn command(out: &Path) -> Command {
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .args(["run", "recipes/quickstart.rcp", "--out"])
         .arg(out)
-        .args(["--set", "small_lora.max_steps=24", "--set", "small_lora.save_every=4"])
+        .args([
+            "--set",
+            "small_lora.max_steps=24",
+            "--set",
+            "small_lora.save_every=4",
+        ])
         .args(["--set", "small_lora.eval_every=10", "--set", "all.limit=20"])
         .stdout(Stdio::null())
         .stderr(Stdio::null());
@@ -21,7 +26,10 @@ fn command(out: &Path) -> Command {
 
 /// The only folder in `dir`.
 fn only(dir: &Path) -> PathBuf {
-    let all: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+    let all: Vec<PathBuf> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
     assert_eq!(all.len(), 1, "{all:?}");
     all[0].clone()
 }
@@ -29,10 +37,12 @@ fn only(dir: &Path) -> PathBuf {
 /// The adapter's bytes and every answer of a finished run.
 fn results(out: &Path) -> (Vec<u8>, Vec<String>) {
     let run = only(&out.join("quickstart"));
-    let adapter = std::fs::read(run.join("train/small_lora/adapter/adapter_model.safetensors")).unwrap();
+    let adapter =
+        std::fs::read(run.join("train/small_lora/adapter/adapter_model.safetensors")).unwrap();
     let mut answers = Vec::new();
     for system in ["large", "small", "small_lora"] {
-        let text = std::fs::read_to_string(run.join(format!("predictions/all/{system}.jsonl"))).unwrap();
+        let text =
+            std::fs::read_to_string(run.join(format!("predictions/all/{system}.jsonl"))).unwrap();
         for line in text.lines() {
             let value: serde_json::Value = serde_json::from_str(line).unwrap();
             answers.push(format!("{system} {} {}", value["id"], value["answer"]));
@@ -43,7 +53,10 @@ fn results(out: &Path) -> (Vec<u8>, Vec<String>) {
 
 #[test]
 fn a_killed_run_ends_with_the_bits_of_an_undisturbed_one() {
-    let kills: u64 = std::env::var("MEDFT_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(3);
+    let kills: u64 = std::env::var("MEDFT_KILLS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(3);
     let dir = tempfile::tempdir().unwrap();
     let (plain, killed) = (dir.path().join("plain"), dir.path().join("killed"));
     let began = Instant::now();
@@ -53,7 +66,11 @@ fn a_killed_run_ends_with_the_bits_of_an_undisturbed_one() {
         // Moments spread over the run, in an order that leaves something to do for each.
         let share = 0.15 + 0.8 * ((i * 7 + 3) % kills.max(1)) as f64 / kills as f64;
         let mut child = command(&killed).spawn().unwrap();
-        std::thread::sleep(whole.mul_f64(share / (1.0 + i as f64).sqrt()).max(Duration::from_millis(50)));
+        std::thread::sleep(
+            whole
+                .mul_f64(share / (1.0 + i as f64).sqrt())
+                .max(Duration::from_millis(50)),
+        );
         child.kill().unwrap();
         child.wait().unwrap();
     }
