@@ -5,6 +5,8 @@ use super::tokenize::read_chat;
 use super::{Blame, Failure, Outcome, output};
 use crate::generate::engine::{Finish, Generator, Request};
 use crate::text::template::ChatTemplate;
+use crate::text::tokenizer::Tokenizer;
+use anyhow::Context;
 use medft_dsl::plan::Decode;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -59,44 +61,35 @@ pub struct DecodeArgs {
     #[arg(long, default_value_t = 42)]
     seed: u64,
     /// Most new tokens
-    #[arg(long, default_value_t = 256, value_name = "N")]
+    #[arg(long, default_value_t = 256, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=32_768))]
     max_new_tokens: u64,
 }
 
 fn positive(text: &str) -> Result<f64, String> {
-    let value: f64 = text
-        .parse()
-        .map_err(|_| "a number was expected".to_string())?;
-    if value > 0.0 && value.is_finite() {
-        Ok(value)
-    } else {
-        Err("a number above 0 was expected".into())
+    match text.parse() {
+        Ok(value) if value > 0.0 && f64::is_finite(value) => Ok(value),
+        _ => Err("a number above 0 was expected".into()),
     }
 }
 
 fn share(text: &str) -> Result<f64, String> {
-    let value = positive(text)?;
-    if value <= 1.0 {
-        Ok(value)
-    } else {
-        Err("a number above 0 and up to 1 was expected".into())
+    match text.parse() {
+        Ok(value) if value > 0.0 && value <= 1.0 => Ok(value),
+        _ => Err("a number above 0 and up to 1 was expected".into()),
     }
 }
 
 impl DecodeArgs {
     /// The settings as a recipe would have them.
     pub fn settings(&self) -> Decode {
+        let penalty = if self.greedy { 1.0 } else { 1.1 };
         Decode {
             sample: !self.greedy,
             max_new: self.max_new_tokens,
             temperature: self.temperature,
             top_p: self.top_p,
             top_k: self.top_k,
-            repetition_penalty: self.repetition_penalty.unwrap_or(if self.greedy {
-                1.0
-            } else {
-                1.1
-            }),
+            repetition_penalty: self.repetition_penalty.unwrap_or(penalty),
             seed: self.seed,
         }
     }
@@ -113,15 +106,19 @@ struct Generated {
 
 /// Runs `generate`.
 pub fn run(args: Args) -> Outcome {
+    let Input { prompt, chat, ids } = &args.input;
+    // Files are read before the weights: what is wrong with them is said at once.
+    let chat = chat.as_deref().map(read_chat).transpose()?;
+    let ids = ids.as_deref().map(read_ids).transpose()?;
     let model = args.model.load()?;
-    let prompts = match (&args.input.prompt, &args.input.chat, &args.input.ids) {
-        (Some(text), _, _) => vec![model.tokenizer()?.encode_plain(text).input()?],
-        (None, Some(chat), _) => {
+    let prompts = match (prompt, chat, ids) {
+        (Some(text), ..) => vec![model.tokenizer()?.encode_plain(text).input()?],
+        (_, Some(chat), _) => {
             let template = ChatTemplate::load(&args.model.model).input()?;
-            let rendered = read_chat(chat)?.render(&template)?;
+            let rendered = chat.render(&template)?;
             vec![model.tokenizer()?.encode_rendered(&rendered).input()?]
         }
-        (None, None, Some(path)) => read_ids(path)?,
+        (_, _, Some(ids)) => ids,
         (None, None, None) => return Err(Failure::Said(2)),
     };
     let (settings, end_ids) = (args.decode.settings(), model.end_ids()?);
@@ -131,22 +128,18 @@ pub fn run(args: Args) -> Outcome {
         settings: &settings,
         end_ids: &end_ids,
     };
-    let requests: Vec<Request> = prompts
-        .iter()
-        .enumerate()
-        .map(|(row, prompt)| Request {
-            row: row as u64,
-            prompt,
-        })
+    let requests: Vec<Request> = (0..)
+        .zip(&prompts)
+        .map(|(row, prompt)| Request { row, prompt })
         .collect();
+    let answers = generator
+        .answer(&requests)
+        .with_context(|| args.input.name())
+        .input()?;
     let mut results = Vec::new();
-    for answer in generator.answer(&requests).input()? {
-        let text = model
-            .tokenizer
-            .as_ref()
-            .map(|t| t.decode(&answer.ids, true))
-            .transpose()
-            .input()?;
+    for answer in answers {
+        let decode = |t: &Tokenizer| t.decode(&answer.ids, true);
+        let text = model.tokenizer.as_ref().map(decode).transpose().input()?;
         results.push(Generated {
             text,
             ids: answer.ids,
@@ -163,4 +156,14 @@ pub fn run(args: Args) -> Outcome {
         output::line(&result.text.unwrap_or_else(|| format!("{:?}", result.ids)))?;
     }
     Ok(())
+}
+
+impl Input {
+    /// Where the prompts come from, for messages.
+    fn name(&self) -> String {
+        match self.chat.as_ref().or(self.ids.as_ref()) {
+            Some(path) => path.display().to_string(),
+            None => "--prompt".into(),
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! The flags that name a model, shared by `score`, `generate` and `predict`.
+//! The flags that name a model, and the files of text and token ids, shared by `score`, `generate` and `tokenize`.
 
 use super::{Blame, Failure};
 use crate::backend::cpu::Cpu;
@@ -125,23 +125,15 @@ impl Loaded {
 
 /// Reads token ids: a JSON array of arrays, or one array.
 pub fn read_ids(path: &Path) -> Result<Vec<Vec<u32>>, Failure> {
-    #[derive(serde::Deserialize)]
-    #[serde(untagged)]
-    enum Ids {
-        Many(Vec<Vec<u32>>),
-        One(Vec<u32>),
-    }
     let text = read_text(path)?;
-    let ids = serde_json::from_str(&text).with_context(|| {
-        format!(
-            "{}: a JSON array of token-id arrays was expected, such as [[1, 2, 3]]",
-            path.display()
-        )
-    });
-    Ok(match ids.input()? {
-        Ids::Many(many) => many,
-        Ids::One(one) => vec![one],
-    })
+    let ids = serde_json::from_str::<Vec<Vec<u32>>>(&text)
+        .or_else(|e| serde_json::from_str(&text).map(|one| vec![one]).or(Err(e)))
+        .context("a JSON array of token-id arrays was expected, such as [[1, 2, 3]]")
+        .and_then(|ids| match ids.is_empty() {
+            true => Err(anyhow!("holds no sequences")),
+            false => Ok(ids),
+        });
+    ids.with_context(|| path.display().to_string()).input()
 }
 
 /// Reads a text file; `-` is stdin.

@@ -2,7 +2,8 @@
 
 use super::model::{ModelArgs, read_ids, read_text};
 use super::{Blame, Failure, Outcome, output};
-use crate::generate::score::{Score, score};
+use crate::generate::score::score;
+use anyhow::Context;
 use std::path::PathBuf;
 
 /// Arguments of `score`.
@@ -33,35 +34,33 @@ struct Input {
 
 /// Runs `score`.
 pub fn run(args: Args) -> Outcome {
-    let model = args.model.load()?;
-    let sequences = match (&args.input.text, &args.input.ids) {
-        (Some(path), _) => vec![model.tokenizer()?.encode_plain(&read_text(path)?).input()?],
-        (None, Some(path)) => read_ids(path)?,
+    let Input { text, ids } = &args.input;
+    let (path, sequences) = match (text, ids) {
+        (Some(path), _) => (path, None),
+        (None, Some(path)) => (path, Some(read_ids(path)?)),
         (None, None) => return Err(Failure::Said(2)),
     };
-    let scores = score(&model.decoder, model.trained.as_ref(), &sequences).input()?;
+    let model = args.model.load()?;
+    let sequences = match sequences {
+        Some(ids) => ids,
+        None => vec![model.tokenizer()?.encode_plain(&read_text(path)?).input()?],
+    };
+    let scores = score(&model.decoder, model.trained.as_ref(), &sequences)
+        .with_context(|| path.display().to_string())
+        .input()?;
     if args.json {
         return output::json(&scores);
     }
-    for (
-        i,
-        Score {
-            ids,
-            logprobs,
-            nll,
-            perplexity,
-        },
-    ) in scores.iter().enumerate()
-    {
-        if args.input.text.is_some() {
-            for (id, logprob) in ids.iter().skip(1).zip(logprobs) {
-                let token = model.tokenizer()?.decode(&[*id], false).input()?;
+    for (i, score) in scores.iter().enumerate() {
+        if let Some(tokenizer) = &model.tokenizer {
+            for (id, logprob) in score.ids.iter().skip(1).zip(&score.logprobs) {
+                let token = tokenizer.decode(&[*id], false).input()?;
                 output::line(&format!("{logprob:>10.4}  {id:>7}  {token:?}"))?;
             }
         }
+        let (n, nll, perplexity) = (score.ids.len(), score.nll, score.perplexity);
         output::line(&format!(
-            "sequence {i}: {} tokens, mean negative log-likelihood {nll:.4}, perplexity {perplexity:.3}",
-            ids.len()
+            "sequence {i}: {n} tokens, mean negative log-likelihood {nll:.4}, perplexity {perplexity:.3}"
         ))?;
     }
     Ok(())

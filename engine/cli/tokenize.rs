@@ -31,12 +31,14 @@ pub struct Chat {
 
 #[derive(Deserialize)]
 struct Turn {
-    role: RoleName,
+    #[serde(with = "RoleName")]
+    role: Role,
     content: String,
 }
 
-#[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "snake_case")]
+/// [`Role`] in a file.
+#[derive(Deserialize)]
+#[serde(remote = "Role", rename_all = "snake_case")]
 enum RoleName {
     System,
     User,
@@ -55,16 +57,10 @@ pub fn read_chat(path: &Path) -> Result<Chat, Failure> {
 impl Chat {
     /// The text of the conversation with the generation prompt.
     pub fn render(&self, template: &ChatTemplate) -> Result<String, Failure> {
-        let message = |turn: &'_ Turn| match turn.role {
-            RoleName::System => Role::System,
-            RoleName::User => Role::User,
-            RoleName::Assistant => Role::Assistant,
-        };
-        let messages: Vec<Message> = self
-            .turns
-            .iter()
+        let turns = self.turns.iter();
+        let messages: Vec<Message> = turns
             .map(|turn| Message {
-                role: message(turn),
+                role: turn.role,
                 content: &turn.content,
             })
             .collect();

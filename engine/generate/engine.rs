@@ -1,8 +1,10 @@
 //! Decodes prompts of unequal lengths together.
 //!
 //! Holds the batch: prompts are packed and read once, then every unfinished row gets one token at a time; finished rows leave the cache.
-//! Invariant: an answer depends on its own prompt, settings and row number alone, never on its neighbours.
+//! It refuses to know text. Invariant: an answer depends on its own prompt, settings and row number alone, never on its neighbours.
 
+pub use super::GenerateError;
+use super::passes;
 use super::sampler::{Sampler, SamplerError, Stream};
 use crate::backend::{Backend, Packed, Target};
 use crate::model::decoder::Decoder;
@@ -12,36 +14,8 @@ use medft_dsl::plan::Decode;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::time::Instant;
-
-/// Tokens of prompts that are read together; a longer prompt is read alone.
-const PREFILL_TOKENS: usize = 1024;
-
-/// Why decoding failed.
-#[derive(Debug, thiserror::Error)]
-pub enum GenerateError {
-    /// A sequence without tokens.
-    #[error("sequence {row} is empty: there is no token to start from")]
-    Empty {
-        /// Index of the sequence.
-        row: usize,
-    },
-    /// A token that the model does not have.
-    #[error(
-        "sequence {row} holds token id {id}, and the model's vocabulary has {vocab} tokens; is this the model's tokenizer?"
-    )]
-    Token {
-        /// Index of the sequence.
-        row: usize,
-        /// The token.
-        id: u32,
-        /// Rows of the embedding.
-        vocab: usize,
-    },
-    /// No token could be chosen.
-    #[error(transparent)]
-    Sampler(#[from] SamplerError),
-}
 
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,28 +59,16 @@ pub struct Generator<'a, B: Backend> {
     pub end_ids: &'a BTreeSet<u32>,
 }
 
-/// Checks that a sequence can be given to a model with this vocabulary; `row` is for the message.
-pub(super) fn check_ids(row: usize, ids: &[u32], vocab: usize) -> Result<(), GenerateError> {
-    if ids.is_empty() {
-        return Err(GenerateError::Empty { row });
-    }
-    match ids.iter().find(|id| **id as usize >= vocab) {
-        Some(id) => Err(GenerateError::Token {
-            row,
-            id: *id,
-            vocab,
-        }),
-        None => Ok(()),
-    }
-}
-
 /// A row that is being decoded.
-struct Live<'a> {
+struct Live {
+    /// Which request it answers.
     index: usize,
+    /// Whose draws it takes.
     row: u64,
     /// Prompt and answer.
     ids: Vec<u32>,
-    prompt: &'a [u32],
+    prompt_len: usize,
+    done: bool,
 }
 
 impl<B: Backend> Generator<'_, B> {
@@ -115,69 +77,53 @@ impl<B: Backend> Generator<'_, B> {
     /// # Errors
     /// See [`GenerateError`].
     pub fn answer(&self, requests: &[Request]) -> Result<Vec<Answer>, GenerateError> {
-        let config = &self.decoder.config;
-        for (row, request) in requests.iter().enumerate() {
-            check_ids(row, request.prompt, config.vocab)?;
-        }
+        let (backend, config) = (&self.decoder.backend, &self.decoder.config);
+        let (passes, largest) = passes(requests.iter().map(|r| r.prompt), config.vocab)?;
         let began = Instant::now();
         let max_new = self.settings.max_new as usize;
-        let mut answers: Vec<Answer> = requests
-            .iter()
-            .map(|_| Answer {
+        let mut answers = vec![
+            Answer {
                 ids: Vec::new(),
                 finish: Finish::Length,
                 seconds: 0.0,
-            })
-            .collect();
+            };
+            requests.len()
+        ];
         if max_new == 0 || requests.is_empty() {
             return Ok(answers);
         }
-        let backend = &self.decoder.backend;
         let longest = requests.iter().map(|r| r.prompt.len()).max().unwrap_or(0);
-        let mut cache = backend.cache(
-            config.layers,
-            requests.len(),
-            longest + max_new,
-            &config.heads,
-        );
-        let mut live: Vec<Live> = requests
-            .iter()
-            .enumerate()
-            .map(|(index, r)| Live {
-                index,
-                row: r.row,
-                ids: r.prompt.to_vec(),
-                prompt: r.prompt,
-            })
-            .collect();
-        let mut logits = self.prefill(requests, longest, &mut cache);
+        let room = longest + max_new;
+        let mut cache = backend.cache(config.layers, requests.len(), room, &config.heads);
+        let mut logits = self.read_prompts(requests, passes, largest, &mut cache);
         let mut ws = Workspace::new(backend, config, self.trained, requests.len(), false);
-        for _ in 0..max_new {
+        let live = |(index, r): (usize, &Request)| Live {
+            index,
+            row: r.row,
+            ids: r.prompt.to_vec(),
+            prompt_len: r.prompt.len(),
+            done: false,
+        };
+        let mut live: Vec<Live> = requests.iter().enumerate().map(live).collect();
+        loop {
             let tokens = self.choose(&live, &mut logits)?;
-            let mut keep = Vec::new();
-            for (slot, (row, token)) in live.iter_mut().zip(&tokens).enumerate() {
+            for (row, token) in live.iter_mut().zip(tokens) {
+                row.ids.push(token);
                 let answer = &mut answers[row.index];
+                answer.ids.push(token);
                 answer.seconds = began.elapsed().as_secs_f64();
-                answer.ids.push(*token);
-                row.ids.push(*token);
-                if self.end_ids.contains(token) {
+                if self.end_ids.contains(&token) {
                     answer.finish = Finish::Stop;
-                    continue;
                 }
-                if answer.ids.len() < max_new {
-                    keep.push(slot);
-                }
+                row.done = answer.finish == Finish::Stop || answer.ids.len() == max_new;
             }
+            let keep: Vec<usize> = (0..live.len()).filter(|slot| !live[*slot].done).collect();
             if keep.is_empty() {
-                break;
+                return Ok(answers);
             }
             if keep.len() < live.len() {
                 backend.cache_compact(&mut cache, &keep);
-                let mut slot = 0;
-                live.retain(|_| {
-                    slot += 1;
-                    keep.binary_search(&(slot - 1)).is_ok()
-                });
+                live.retain(|row| !row.done);
             }
             let mut batch = Packed::default();
             for (slot, row) in live.iter().enumerate() {
@@ -185,65 +131,53 @@ impl<B: Backend> Generator<'_, B> {
                 let at = batch.push(&row.ids[past..], past, slot);
                 batch.targets.push(Target { row: at, id: 0 });
             }
-            let n = batch.tokens();
-            logits = self.decoder.logits(
-                self.trained,
-                &backend.upload(batch),
-                n,
-                Some(&mut cache),
-                &mut ws,
-            );
+            logits = self.logits(batch, &mut cache, &mut ws);
         }
-        Ok(answers)
     }
 
     /// Reads the prompts into the cache; returns the logits after each, `[requests, vocab]`.
-    fn prefill(&self, requests: &[Request], longest: usize, cache: &mut B::Cache) -> Vec<f32> {
+    fn read_prompts(
+        &self,
+        requests: &[Request],
+        passes: Vec<Range<usize>>,
+        largest: usize,
+        cache: &mut B::Cache,
+    ) -> Vec<f32> {
         let (backend, config) = (&self.decoder.backend, &self.decoder.config);
-        let total: usize = requests.iter().map(|r| r.prompt.len()).sum();
-        let capacity = longest.max(PREFILL_TOKENS.min(total));
-        let mut ws = Workspace::new(backend, config, self.trained, capacity, false);
+        let mut ws = Workspace::new(backend, config, self.trained, largest, false);
         let mut logits = Vec::with_capacity(requests.len() * config.vocab);
-        let mut batch = Packed::default();
-        for (slot, request) in requests.iter().enumerate() {
-            let start = batch.push(request.prompt, 0, slot);
-            batch.targets.push(Target {
-                row: start + request.prompt.len() - 1,
-                id: 0,
-            });
-            let next = requests
-                .get(slot + 1)
-                .map_or(usize::MAX, |r| r.prompt.len());
-            if next > capacity - batch.tokens() {
-                let full = std::mem::take(&mut batch);
-                let n = full.tokens();
-                let part = self.decoder.logits(
-                    self.trained,
-                    &backend.upload(full),
-                    n,
-                    Some(&mut *cache),
-                    &mut ws,
-                );
-                logits.extend(part);
+        for pass in passes {
+            let mut batch = Packed::default();
+            for slot in pass {
+                batch.push(requests[slot].prompt, 0, slot);
+                let row = batch.tokens() - 1;
+                batch.targets.push(Target { row, id: 0 });
             }
+            logits.extend(self.logits(batch, cache, &mut ws));
         }
         logits
+    }
+
+    /// Logits at the batch's targets, `[targets, vocab]`.
+    fn logits(&self, batch: Packed, cache: &mut B::Cache, ws: &mut Workspace<B>) -> Vec<f32> {
+        let n = batch.tokens();
+        let batch = self.decoder.backend.upload(batch);
+        self.decoder
+            .logits(self.trained, &batch, n, Some(cache), ws)
     }
 
     /// The next token of every live row.
     fn choose(&self, live: &[Live], logits: &mut [f32]) -> Result<Vec<u32>, SamplerError> {
-        let vocab = self.decoder.config.vocab;
         logits
-            .par_chunks_mut(vocab)
+            .par_chunks_mut(self.decoder.config.vocab)
             .zip(live)
             .map_init(
                 || Sampler::new(self.settings),
                 |sampler, (logits, row)| {
-                    let position = (row.ids.len() - row.prompt.len()) as u32;
                     let stream = Stream {
                         seed: self.settings.seed,
                         row: row.row,
-                        position,
+                        position: (row.ids.len() - row.prompt_len) as u32,
                     };
                     sampler.choose(logits, &row.ids, stream)
                 },

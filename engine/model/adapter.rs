@@ -1,17 +1,17 @@
 //! LoRA adapters in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! Holds reading and writing. It refuses every setting whose meaning the engine does not have: a key that is missing, extra or of
-//! another shape is an error, so an adapter is applied as a whole or not at all.
+//! Holds reading and writing, also of the bare tensors of a fully trained model. It refuses every setting whose meaning the engine does
+//! not have. Invariant: an adapter is applied as a whole or not at all: a tensor that is missing, extra or of another shape is an error.
 
 use super::checkpoint::{CheckpointError, open_file};
 use super::config::Config;
-use super::trained::{LoraShape, Trained, Tuning};
+use super::trained::{LoraShape, Parameter, Trained, Tuning};
 use crate::backend::Backend;
 use crate::data::whole_file::{WriteError, write_whole};
 use medft_dsl::plan::Linear;
 use safetensors::tensor::TensorView;
-use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 /// The weights' file name.
@@ -62,6 +62,34 @@ pub enum AdapterError {
     },
 }
 
+/// Settings that [`read`] applies or checks by their values.
+const APPLIED: [&str; 6] = [
+    "r",
+    "lora_alpha",
+    "use_rslora",
+    "target_modules",
+    "bias",
+    "init_lora_weights",
+];
+
+/// Settings that do not change what a finished adapter computes. Any other one must be off: absent, null, false or empty.
+const HARMLESS: [&str; 14] = [
+    "peft_type",
+    "peft_version",
+    "task_type",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "lora_dropout",
+    "loftq_config",
+    "eva_config",
+    "layers_pattern",
+    "megatron_core",
+    "qalora_group_size",
+    "runtime_config",
+];
+
 /// Reads an adapter for a model of this shape.
 ///
 /// # Errors
@@ -72,8 +100,66 @@ pub fn read<B: Backend>(
     dir: &Path,
 ) -> Result<Trained<B>, AdapterError> {
     let shape = read_shape(&dir.join(CONFIG))?;
+    read_weights(backend, config, shape, dir)
+}
+
+/// Reads an adapter that must have this shape, so that training can go on from it.
+///
+/// # Errors
+/// Names the first difference; see [`AdapterError`].
+pub fn read_as<B: Backend>(
+    backend: &B,
+    config: &Config,
+    wanted: &LoraShape,
+    dir: &Path,
+) -> Result<Trained<B>, AdapterError> {
+    let path = dir.join(CONFIG);
+    let found = read_shape(&path)?;
+    let names = |t: &[Linear]| t.iter().map(|l| l.name()).collect::<Vec<_>>().join(", ");
+    let problem = if found.rank != wanted.rank {
+        format!(
+            "`r` is {}, and the recipe says `rank = {}`",
+            found.rank, wanted.rank
+        )
+    } else if found.alpha != wanted.alpha {
+        format!(
+            "`lora_alpha` is {}, and the recipe says `alpha = {}`",
+            found.alpha, wanted.alpha
+        )
+    } else if found.rank_stabilized != wanted.rank_stabilized {
+        "`use_rslora` is set, and training scales by alpha / rank".into()
+    } else if found.targets != wanted.targets {
+        format!(
+            "`target_modules` are {}, and the recipe asks for {}",
+            names(&found.targets),
+            names(&wanted.targets)
+        )
+    } else {
+        return read_weights(backend, config, found, dir);
+    };
+    Err(AdapterError::Config { path, problem })
+}
+
+fn read_weights<B: Backend>(
+    backend: &B,
+    config: &Config,
+    shape: LoraShape,
+    dir: &Path,
+) -> Result<Trained<B>, AdapterError> {
+    let path = dir.join(WEIGHTS);
+    // Before memory is asked for: a wrong rank could mean more than there is.
+    for tensor in open_file(&path)? {
+        let rank = tensor.shape().first().copied().unwrap_or(0);
+        if tensor.name().ends_with(".lora_A.weight") && rank != shape.rank {
+            let (name, wanted) = (tensor.name(), shape.rank);
+            return Err(AdapterError::Misfit {
+                problem: format!("tensor `{name}` has rank {rank}, and {CONFIG} says {wanted}"),
+                path,
+            });
+        }
+    }
     let mut trained = Trained::zeros(backend, config, Tuning::Lora(shape));
-    read_tensors(backend, &mut trained, &dir.join(WEIGHTS))?;
+    read_tensors(backend, &mut trained, &path)?;
     Ok(trained)
 }
 
@@ -125,103 +211,64 @@ fn read_shape(path: &Path) -> Result<LoraShape, AdapterError> {
         path: path.to_path_buf(),
         problem,
     };
-    let config: Value =
-        serde_json::from_str(&text).map_err(|e| bad(format!("not valid JSON: {e}")))?;
-    if config["peft_type"] != "LORA" {
-        return Err(bad(format!(
-            "`peft_type` is {}; only LORA adapters are supported",
-            config["peft_type"]
-        )));
+    let config: Map<String, Value> =
+        serde_json::from_str(&text).map_err(|e| bad(format!("not a JSON object: {e}")))?;
+    let get = |field: &str| config.get(field).unwrap_or(&Value::Null);
+    let refuse =
+        |field: &str, needed: &str| Err(bad(format!("`{field}` is {}; {needed}", get(field))));
+    if get("peft_type") != "LORA" {
+        return refuse("peft_type", "only \"LORA\" is supported");
     }
-    // Settings that change the arithmetic: absent, null, false and empty mean that they are off.
-    for field in [
-        "use_dora",
-        "fan_in_fan_out",
-        "lora_bias",
-        "modules_to_save",
-        "alpha_pattern",
-        "rank_pattern",
-        "layers_to_transform",
-        "exclude_modules",
-        "layer_replication",
-        "trainable_token_indices",
-        "target_parameters",
-        "use_qalora",
-        "use_bdlora",
-        "alora_invocation_tokens",
-        "arrow_config",
-        "megatron_config",
-    ] {
-        let off = match &config[field] {
+    if !get("bias").is_null() && get("bias") != "none" {
+        return refuse("bias", "only \"none\" is supported");
+    }
+    let init = get("init_lora_weights");
+    let plain = ["gaussian", "eva", "orthogonal"];
+    if !(init.is_null() || init.is_boolean() || plain.iter().any(|name| init == name)) {
+        let needed = "such an adapter changes its base model, too; convert it to a plain one with PEFT's `save_pretrained(..., path_initial_model_for_weight_conversion)`";
+        return refuse("init_lora_weights", needed);
+    }
+    for (field, value) in &config {
+        let off = match value {
             Value::Null | Value::Bool(false) => true,
             Value::Array(v) => v.is_empty(),
             Value::Object(v) => v.is_empty(),
             _ => false,
         };
-        if field != "megatron_config" && !off {
-            return Err(bad(format!(
-                "`{field}` is {}, which this engine does not apply",
-                config[field]
-            )));
+        if !off && !APPLIED.contains(&field.as_str()) && !HARMLESS.contains(&field.as_str()) {
+            return refuse(field, "this engine does not apply it");
         }
     }
-    if !matches!(config["bias"].as_str(), None | Some("none")) {
-        return Err(bad(format!(
-            "`bias` is {}; only \"none\" is supported",
-            config["bias"]
-        )));
-    }
-    let rank = config["r"]
-        .as_u64()
-        .filter(|r| (1..=65_536).contains(r))
-        .ok_or_else(|| {
-            bad(format!(
-                "`r` is {}; a rank from 1 was expected",
-                config["r"]
-            ))
-        })?;
-    let alpha = config["lora_alpha"].as_f64().ok_or_else(|| {
-        bad(format!(
-            "`lora_alpha` is {}; a number was expected",
-            config["lora_alpha"]
-        ))
-    })?;
-    let targets = match &config["target_modules"] {
+    let Some(rank) = get("r").as_u64().filter(|r| (1..=65_536).contains(r)) else {
+        return refuse("r", "a rank from 1 to 65536 was expected");
+    };
+    let Some(alpha) = get("lora_alpha").as_f64() else {
+        return refuse("lora_alpha", "a number was expected");
+    };
+    let rank_stabilized = match get("use_rslora") {
+        Value::Null => false,
+        Value::Bool(on) => *on,
+        _ => return refuse("use_rslora", "true or false was expected"),
+    };
+    let is = |name: &Value, linear: Linear| name == linear.name();
+    let targets: Vec<Linear> = match get("target_modules") {
         Value::String(all) if all == "all-linear" => Linear::ALL.to_vec(),
-        Value::Array(names) => {
-            let known = |name: &Value| Linear::ALL.iter().any(|l| name == l.name());
-            if let Some(unknown) = names.iter().find(|n| !known(n)) {
-                return Err(bad(format!(
-                    "`target_modules` names {unknown}; the decoder's linear layers are {}",
-                    all_names()
-                )));
-            }
-            Linear::ALL
-                .into_iter()
-                .filter(|l| names.iter().any(|n| n == l.name()))
-                .collect()
+        Value::Array(names) if names.iter().all(|n| Linear::ALL.iter().any(|l| is(n, *l))) => {
+            let named = |l: &Linear| names.iter().any(|n| is(n, *l));
+            Linear::ALL.into_iter().filter(named).collect()
         }
-        other => {
-            return Err(bad(format!(
-                "`target_modules` is {other}; a list of {} was expected",
-                all_names()
-            )));
-        }
+        _ => Vec::new(),
     };
     if targets.is_empty() {
-        return Err(bad("`target_modules` is empty".into()));
+        let all = Linear::ALL.map(Linear::name).join(", ");
+        return refuse("target_modules", &format!("a list of {all} was expected"));
     }
-    let rank_stabilized = config["use_rslora"].as_bool().unwrap_or(false);
     Ok(LoraShape {
         rank: rank as usize,
         alpha,
         rank_stabilized,
         targets,
     })
-}
-
-fn all_names() -> String {
-    Linear::ALL.map(Linear::name).join(", ")
 }
 
 /// Writes an adapter of this shape; `base` is the model's name for PEFT, `dropout` that of its training.
@@ -266,58 +313,41 @@ pub fn write_tensors<B: Backend>(
     trained: &Trained<B>,
     path: &Path,
 ) -> Result<(), AdapterError> {
-    let values: Vec<Vec<f32>> = trained
-        .parameters()
-        .iter()
-        .map(|p| backend.read(&trained.values, p.slot))
-        .collect();
-    let layout = |source| AdapterError::Layout {
-        path: path.to_path_buf(),
-        source,
+    let tensor = |p: &'_ Parameter| NamedTensor {
+        name: p.name.clone(),
+        shape: p.shape.clone(),
+        values: backend.read(&trained.values, p.slot),
     };
-    let mut views = Vec::new();
-    for (parameter, values) in trained.parameters().iter().zip(&values) {
-        let bytes = bytemuck::cast_slice(values);
-        let view = TensorView::new(safetensors::Dtype::F32, parameter.shape.clone(), bytes)
-            .map_err(layout)?;
-        views.push((parameter.name.as_str(), view));
-    }
-    let meta = std::collections::HashMap::from([("format".to_string(), "pt".to_string())]);
-    let bytes = safetensors::serialize(views, Some(meta)).map_err(layout)?;
-    write_whole(path, &bytes)?;
-    Ok(())
+    let tensors: Vec<NamedTensor> = trained.parameters().iter().map(tensor).collect();
+    write_file(path, &tensors)
 }
 
-/// Checks that an adapter has the shape that a recipe asks for, so that training can go on from it.
-///
-/// # Errors
-/// Names the first difference.
-pub fn check_shape(found: &LoraShape, wanted: &LoraShape, dir: &Path) -> Result<(), AdapterError> {
-    let bad = |problem: String| {
-        Err(AdapterError::Config {
-            path: dir.join(CONFIG),
-            problem,
+/// A tensor to be written.
+pub(crate) struct NamedTensor {
+    /// Its name.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its values, row-major.
+    pub values: Vec<f32>,
+}
+
+/// Writes a safetensors file, whole or not at all.
+pub(crate) fn write_file(path: &Path, tensors: &[NamedTensor]) -> Result<(), AdapterError> {
+    // Transformers refuses files that do not say which framework's they are.
+    let meta = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let bytes = tensors
+        .iter()
+        .map(|t| {
+            let bytes = bytemuck::cast_slice(&t.values);
+            let view = TensorView::new(safetensors::Dtype::F32, t.shape.clone(), bytes)?;
+            Ok((t.name.as_str(), view))
         })
-    };
-    if found.rank != wanted.rank {
-        return bad(format!(
-            "rank is {}, and the recipe says `rank = {}`",
-            found.rank, wanted.rank
-        ));
-    }
-    if found.alpha != wanted.alpha || found.rank_stabilized {
-        return bad(format!(
-            "alpha is {}, and the recipe says `alpha = {}`",
-            found.alpha, wanted.alpha
-        ));
-    }
-    if found.targets != wanted.targets {
-        let names = |t: &[Linear]| t.iter().map(|l| l.name()).collect::<Vec<_>>().join(", ");
-        return bad(format!(
-            "adapts {}, and the recipe asks for {}",
-            names(&found.targets),
-            names(&wanted.targets)
-        ));
-    }
-    Ok(())
+        .collect::<Result<Vec<_>, _>>()
+        .and_then(|views| safetensors::serialize(views, Some(meta)));
+    let bytes = bytes.map_err(|source| AdapterError::Layout {
+        path: path.to_path_buf(),
+        source,
+    })?;
+    Ok(write_whole(path, &bytes)?)
 }

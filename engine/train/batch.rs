@@ -1,6 +1,7 @@
 //! Which rows make up a step, and how they are packed into passes.
 //!
-//! Invariant: the order of rows depends on (seed, epoch) alone, so a resumed run sees the rows that an uninterrupted one would have.
+//! Holds nothing from one step to the next: the rows of a step depend on (seed, step) alone, so a resumed run sees those that an
+//! uninterrupted one would have.
 
 use crate::backend::{Packed, Target};
 use crate::text::example::Example;
@@ -16,7 +17,7 @@ pub const AUTO_TOKENS: usize = 1024;
 pub struct Order {
     /// Number of rows.
     pub rows: usize,
-    /// Rows of one step.
+    /// Rows of one step, from 1.
     pub batch: usize,
     /// New order every epoch.
     pub shuffle: bool,
@@ -27,18 +28,22 @@ pub struct Order {
 impl Order {
     /// Steps of one pass over the rows; the last one may be smaller.
     pub fn steps_per_epoch(&self) -> u64 {
-        self.rows.div_ceil(self.batch.max(1)) as u64
+        self.rows.div_ceil(self.batch) as u64
     }
 
-    /// The rows of a whole epoch.
-    pub fn epoch(&self, epoch: u64) -> Vec<usize> {
+    /// The rows of optimizer step `step` (from 0).
+    pub fn step(&self, step: u64) -> Vec<usize> {
+        let (epoch, step) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
         let mut rows: Vec<usize> = (0..self.rows).collect();
         if self.shuffle {
             let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
             rng.set_stream(epoch + 1);
             rows.shuffle(&mut rng);
         }
-        rows
+        rows.into_iter()
+            .skip(step as usize * self.batch)
+            .take(self.batch)
+            .collect()
     }
 }
 
@@ -73,5 +78,69 @@ fn push(pass: &mut Packed, row: &Example) {
             row: start + at - 1,
             id: row.ids[at],
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn order(shuffle: bool) -> Order {
+        Order {
+            rows: 7,
+            batch: 3,
+            shuffle,
+            seed: 5,
+        }
+    }
+
+    #[test]
+    fn unshuffled_rows_come_in_their_order_and_the_last_batch_is_smaller() {
+        let steps: Vec<_> = (0..4).map(|s| order(false).step(s)).collect();
+        assert_eq!(
+            steps,
+            [vec![0, 1, 2], vec![3, 4, 5], vec![6], vec![0, 1, 2]]
+        );
+    }
+
+    #[test]
+    fn a_shuffled_epoch_holds_every_row_once_and_differs_from_the_next() {
+        let epoch = |e: u64| -> Vec<usize> {
+            let steps = 3 * e..3 * e + 3;
+            steps.flat_map(|s| order(true).step(s)).collect()
+        };
+        for e in 0..5 {
+            let mut rows = epoch(e);
+            assert_ne!(rows, epoch(e + 1));
+            rows.sort_unstable();
+            assert_eq!(rows, (0..7).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn passes_divide_the_rows_and_number_their_tokens_through() {
+        let example = |len: usize| Example {
+            ids: vec![9; len],
+            target_start: len - 1,
+            cut: 0,
+        };
+        let rows: Vec<Example> = [3, AUTO_TOKENS - 3, 1, 2 * AUTO_TOKENS, 2]
+            .map(example)
+            .to_vec();
+        let rows: Vec<&Example> = rows.iter().collect();
+        let sizes = |micro_batch| -> Vec<(u64, usize)> {
+            let passes = passes(&rows, micro_batch);
+            passes.iter().map(|p| (p.first_token, p.tokens())).collect()
+        };
+        let whole = AUTO_TOKENS as u64;
+        let auto = [
+            (0, AUTO_TOKENS),
+            (whole, 1),
+            (whole + 1, 2 * AUTO_TOKENS),
+            (3 * whole + 1, 2),
+        ];
+        assert_eq!(sizes(None), auto);
+        assert_eq!(sizes(Some(5)), [(0, 3 * AUTO_TOKENS + 3)]);
+        assert_eq!(sizes(Some(2)).len(), 3);
     }
 }

@@ -1,8 +1,10 @@
 //! `metrics.jsonl`: one line for every logged step and every validation.
 //!
-//! Invariant: after a resume the file goes on at the checkpoint's step: later lines, and a line that a crash cut, are removed first.
+//! Holds the lines and their file. Invariant: after a resume the file goes on at the checkpoint's step: later lines, and a line that a
+//! crash cut, are removed first.
 
 use super::TrainError;
+use crate::data::whole_file::write_whole;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -15,7 +17,7 @@ pub struct Metric {
     pub step: u64,
     /// Passes over the training rows.
     pub epoch: f64,
-    /// Mean loss of the target tokens since the last line.
+    /// Mean of the steps' losses since the last log line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss: Option<f64>,
     /// Mean loss of the validation targets.
@@ -44,36 +46,35 @@ impl Metrics {
     /// # Errors
     /// Whatever the disk says.
     pub fn open(path: &Path, step: u64) -> Result<Self, TrainError> {
-        let io = |source| TrainError::Io {
-            path: path.to_path_buf(),
-            source,
-        };
-        let kept: Vec<Metric> = read(path)?.into_iter().filter(|m| m.step <= step).collect();
         let mut text = String::new();
-        for metric in &kept {
-            text.push_str(&serde_json::to_string(metric).map_err(|e| io(e.into()))?);
-            text.push('\n');
+        for metric in read(path)?.iter().filter(|m| m.step <= step) {
+            text.push_str(&line(path, metric)?);
         }
-        crate::data::whole_file::write_whole(path, text.as_bytes())?;
-        let file = OpenOptions::new().append(true).open(path).map_err(io)?;
+        write_whole(path, text.as_bytes())?;
+        let file = OpenOptions::new().append(true).open(path);
         Ok(Metrics {
             path: path.to_path_buf(),
-            file,
+            file: file.map_err(TrainError::io(path))?,
         })
     }
 
-    /// Appends a line.
+    /// Appends a line, which is on disk before a later checkpoint is.
     ///
     /// # Errors
     /// Whatever the disk says.
     pub fn push(&mut self, metric: &Metric) -> Result<(), TrainError> {
-        let io = |source| TrainError::Io {
-            path: self.path.clone(),
-            source,
-        };
-        let mut line = serde_json::to_string(metric).map_err(|e| io(e.into()))?;
-        line.push('\n');
-        self.file.write_all(line.as_bytes()).map_err(io)
+        let line = line(&self.path, metric)?;
+        let written = self.file.write_all(line.as_bytes());
+        written
+            .and_then(|()| self.file.sync_data())
+            .map_err(TrainError::io(&self.path))
+    }
+}
+
+fn line(path: &Path, metric: &Metric) -> Result<String, TrainError> {
+    match serde_json::to_string(metric) {
+        Ok(json) => Ok(json + "\n"),
+        Err(e) => Err(TrainError::io(path)(e.into())),
     }
 }
 
@@ -88,9 +89,37 @@ pub fn read(path: &Path) -> Result<Vec<Metric>, TrainError> {
             .filter_map(|l| serde_json::from_str(l).ok())
             .collect()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(source) => Err(TrainError::Io {
-            path: path.to_path_buf(),
-            source,
-        }),
+        Err(e) => Err(TrainError::io(path)(e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metric(step: u64) -> Metric {
+        Metric {
+            step,
+            epoch: 0.5,
+            loss: Some(1.0 / 3.0),
+            val_loss: None,
+            lr: 1e-4,
+            grad_norm: Some(2.5),
+            tokens: 10 * step,
+            seconds: 0.25,
+        }
+    }
+
+    #[test]
+    fn a_resumed_file_loses_the_lines_behind_the_checkpoint_and_the_cut_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let mut metrics = Metrics::open(&path, 0).unwrap();
+        (1..=4).for_each(|step| metrics.push(&metric(step)).unwrap());
+        metrics.file.write_all(b"{\"step\":2,\"epo").unwrap();
+        let mut metrics = Metrics::open(&path, 2).unwrap();
+        metrics.push(&metric(3)).unwrap();
+        assert_eq!(read(&path).unwrap(), [metric(1), metric(2), metric(3)]);
+        assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 3);
     }
 }

@@ -5,12 +5,13 @@ pub mod metrics;
 pub mod schedule;
 pub mod session;
 pub mod snapshot;
+mod step;
 
 use crate::data::whole_file::WriteError;
 use crate::model::adapter::AdapterError;
 use std::path::PathBuf;
 
-/// Why a training ended early.
+/// Why a training ended early. Checkpoints written before stay.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
     /// Nothing to train on.
@@ -21,19 +22,21 @@ pub enum TrainError {
         /// The train block.
         name: String,
     },
-    /// The loss is not a number.
+    /// A number that must be finite is not.
     #[error(
-        "`{name}`: the loss is {loss} at step {step}: the training diverged; lower `lr`, lengthen `warmup` or set `clip`"
+        "`{name}`: the {what} is {value} at step {step}: the training diverged; lower `lr`, lengthen `warmup` or set `clip`"
     )]
     Diverged {
         /// The train block.
         name: String,
-        /// The step.
+        /// Which number.
+        what: &'static str,
+        /// Its value.
+        value: f64,
+        /// The step, from 1.
         step: u64,
-        /// The loss.
-        loss: f64,
     },
-    /// The adapter to start from, or one of a checkpoint.
+    /// The adapter to start from, or the trained values of a checkpoint.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
     /// A file could not be written.
@@ -47,26 +50,20 @@ pub enum TrainError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// A checkpoint's state cannot be parsed.
-    #[error(
-        "{path}: not a checkpoint of this program: {source}; remove its folder to go on from an earlier one"
-    )]
+    /// A checkpoint cannot be gone on from.
+    #[error("{path}: {problem}; remove its folder to go on from an earlier checkpoint")]
     State {
         /// The file.
         path: PathBuf,
-        /// Where and why.
-        source: serde_json::Error,
+        /// What is wrong with it.
+        problem: String,
     },
-    /// A checkpoint's tensors do not fit.
-    #[error(
-        "{path}: holds {found} values, and {wanted} were expected; remove its folder to go on from an earlier one"
-    )]
-    Shape {
-        /// The file.
-        path: PathBuf,
-        /// Values found.
-        found: usize,
-        /// Values expected.
-        wanted: usize,
-    },
+}
+
+impl TrainError {
+    /// For `map_err` of operations on `path`.
+    fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> TrainError {
+        let path = path.into();
+        move |source| TrainError::Io { path, source }
+    }
 }

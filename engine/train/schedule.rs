@@ -2,7 +2,7 @@
 
 use medft_dsl::plan::{Schedule, ScheduleKind};
 
-/// Learning rate of optimizer step `step` (from 0) of `total`, as a share of `peak`'s unit.
+/// Learning rate of optimizer step `step` (from 0) of `total`, where `peak` is the highest.
 pub fn learning_rate(schedule: &Schedule, peak: f64, step: u64, total: u64) -> f64 {
     let warmup = schedule.warmup;
     if step < warmup {

@@ -1,26 +1,23 @@
 //! The training loop of one train block.
 //!
-//! Holds the order of things: passes, clipping, AdamW, validation, checkpoints. It refuses to print: an observer hears what happens.
-//! Invariant: everything that the next step depends on is in `Progress` and the tensors, so a resumed run has the bits of an uninterrupted one.
+//! Holds the order of things: steps, log lines, validations, checkpoints, the end. It refuses to print: an observer hears what happens.
+//! Invariant: everything that the next step depends on is in [`State`], so a resumed run has the bits of an uninterrupted one.
 
 use super::TrainError;
-use super::batch::{Order, passes};
+use super::batch::Order;
 use super::metrics::{Metric, Metrics};
 use super::schedule::learning_rate;
-use super::snapshot::{Best, Label, Moments, Progress, Snapshots, read_trained, write_trained};
-use crate::backend::{AdamWStep, Backend};
+use super::snapshot::{Best, Label, Progress, Snapshots, State, read_trained, write_trained};
+use super::step::{Stepped, Stepper, dropout};
+use crate::backend::Backend;
 use crate::model::adapter;
 use crate::model::decoder::Decoder;
-use crate::model::pass::Workspace;
-use crate::model::trained::{DropoutStep, LoraShape, Trained, Tuning};
+use crate::model::trained::{LoraShape, Trained, Tuning};
 use crate::text::example::Example;
 use medft_dsl::plan::{Adapter, Train};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-
-/// Gradient norms are divided with this added, as PyTorch's `clip_grad_norm_`.
-const CLIP_EPS: f64 = 1e-6;
 
 /// One train block, ready to run.
 pub struct Session<'a, B: Backend> {
@@ -45,21 +42,34 @@ pub struct Session<'a, B: Backend> {
 pub enum Event {
     /// The first step is about to begin.
     Started {
+        /// Steps of the whole training.
         steps: u64,
+        /// Steps that a checkpoint has done already.
         done: u64,
+        /// Number of trained values.
         trained_values: usize,
     },
     /// A step is done.
     Step {
+        /// Its numbers; the loss is the mean since the last log line.
         metric: Metric,
+        /// Steps of the whole training.
         steps: u64,
+        /// Training tokens a second since this session began, validations included.
         tokens_per_second: f64,
-        logged: bool,
     },
     /// A validation is done.
-    Validated { metric: Metric, best: bool },
+    Validated {
+        /// Its numbers.
+        metric: Metric,
+        /// Its loss is the lowest so far, so these weights would be the result.
+        best: bool,
+    },
     /// A checkpoint is on disk.
-    Saved { path: PathBuf },
+    Saved {
+        /// Its folder.
+        path: PathBuf,
+    },
 }
 
 /// Why the loop ended.
@@ -68,8 +78,11 @@ pub enum Event {
 pub enum Ending {
     /// All steps done.
     Completed,
-    /// No improvement for so many validations.
-    EarlyStop { validations: u64 },
+    /// The last validations brought no improvement.
+    EarlyStop {
+        /// How many.
+        validations: u64,
+    },
     /// Asked to stop; a checkpoint is on disk.
     Interrupted,
 }
@@ -85,7 +98,7 @@ pub struct Outcome {
     pub tokens: u64,
     /// Seconds, over all sessions.
     pub seconds: f64,
-    /// The checkpoint that was kept.
+    /// The validation whose weights are the result; without validation rows, the last step's are.
     pub best: Option<Best>,
     /// Number of trained values.
     pub trained_values: usize,
@@ -93,15 +106,15 @@ pub struct Outcome {
 
 /// The folder of a training's result.
 pub fn result_dir(settings: &Train, dir: &Path) -> PathBuf {
-    dir.join(if settings.adapter == Adapter::Full {
-        "model"
-    } else {
-        "adapter"
+    dir.join(match settings.adapter {
+        Adapter::Lora(_) => "adapter",
+        Adapter::Full => "model",
     })
 }
 
 impl<B: Backend> Session<'_, B> {
-    /// Trains, or goes on from the latest checkpoint.
+    /// Trains, or goes on from the latest checkpoint. Once `stop` is set, the step is finished, a checkpoint written and
+    /// [`Ending::Interrupted`] returned.
     ///
     /// # Errors
     /// See [`TrainError`].
@@ -110,78 +123,56 @@ impl<B: Backend> Session<'_, B> {
         stop: &AtomicBool,
         observe: &mut dyn FnMut(Event),
     ) -> Result<Outcome, TrainError> {
-        let s = self.settings;
+        let (s, backend) = (self.settings, &self.decoder.backend);
+        if self.train.is_empty() {
+            return Err(TrainError::NoRows {
+                name: s.name.clone(),
+            });
+        }
         let order = Order {
             rows: self.train.len(),
             batch: s.batch as usize,
             shuffle: s.shuffle,
             seed: s.seed,
         };
-        if self.train.is_empty() {
-            return Err(TrainError::NoRows {
-                name: s.name.clone(),
-            });
-        }
         let per_epoch = order.steps_per_epoch();
         let steps = (per_epoch * s.epochs).min(s.max_steps.unwrap_or(u64::MAX));
-        let backend = &self.decoder.backend;
-        let mut trained = self.start()?;
-        let mut moments = Moments {
-            first: backend.float(trained.len()),
-            second: backend.float(trained.len()),
-        };
         let snapshots = Snapshots::open(self.dir.join("checkpoints"))?;
-        let mut progress = snapshots
-            .latest(backend, self.key, &mut trained, &mut moments)?
-            .unwrap_or(Progress {
-                key: self.key.to_string(),
-                step: 0,
-                tokens: 0,
-                seconds: 0.0,
-                best: None,
-                patience_used: 0,
-                window: (0.0, 0),
-            });
-        let mut metrics = Metrics::open(&self.dir.join("metrics.jsonl"), progress.step)?;
-        let mut ws: Option<Workspace<B>> = None;
-        let mut grads = backend.float(trained.len());
+        let mut state = State::new(backend, self.start()?, self.key);
+        snapshots.resume(backend, &mut state)?;
+        let mut metrics = Metrics::open(&self.dir.join("metrics.jsonl"), state.progress.step)?;
+        let trained_values = state.trained.len();
+        let mut stepper = Stepper::new(self.decoder, s, trained_values);
         observe(Event::Started {
             steps,
-            done: progress.step,
-            trained_values: trained.len(),
+            done: state.progress.step,
+            trained_values,
         });
-        let (began, before) = (Instant::now(), progress.seconds);
-        let first_step_tokens = progress.tokens;
-        let mut rows = order.epoch(progress.step / per_epoch);
-        let mut ending = self.ending(&progress);
-        while progress.step < steps && ending == Ending::Completed {
-            let step = progress.step;
-            let at = (step % per_epoch) as usize * order.batch;
-            if at == 0 {
-                rows = order.epoch(step / per_epoch);
-            }
-            let batch: Vec<&Example> = rows[at..(at + order.batch).min(rows.len())]
-                .iter()
-                .map(|r| &self.train[*r])
+
+        let (began, before) = (Instant::now(), state.progress.clone());
+        let mut ending = self.ending(&state.progress, steps);
+        while ending.is_none() {
+            let rows: Vec<&Example> = order
+                .step(state.progress.step)
+                .into_iter()
+                .map(|row| &self.train[row])
                 .collect();
-            let lr = learning_rate(&s.schedule, s.optimizer.lr, step, steps);
-            let (loss, grad_norm, tokens) = self.step(
-                &batch,
-                step,
-                lr,
-                &mut trained,
-                &mut grads,
-                &mut moments,
-                &mut ws,
-            )?;
+            let lr = learning_rate(&s.schedule, s.optimizer.lr, state.progress.step, steps);
+            let Stepped {
+                loss,
+                grad_norm,
+                tokens,
+            } = stepper.step(&mut state, &rows, lr)?;
+            let progress = &mut state.progress;
             progress.step += 1;
             progress.tokens += tokens;
-            progress.seconds = before + began.elapsed().as_secs_f64();
+            progress.seconds = before.seconds + began.elapsed().as_secs_f64();
             progress.window = (progress.window.0 + loss, progress.window.1 + 1);
-            let logged = progress.step.is_multiple_of(s.log_every) || progress.step == steps;
-            let mut metric = Metric {
-                step: progress.step,
-                epoch: progress.step as f64 / per_epoch as f64,
+            let step = progress.step;
+            let due = |every: u64| step.is_multiple_of(every) || step == steps;
+            let metric = Metric {
+                step,
+                epoch: step as f64 / per_epoch as f64,
                 loss: Some(progress.window.0 / progress.window.1 as f64),
                 val_loss: None,
                 lr,
@@ -189,236 +180,109 @@ impl<B: Backend> Session<'_, B> {
                 tokens: progress.tokens,
                 seconds: progress.seconds,
             };
-            if logged {
+            if due(s.log_every) {
                 metrics.push(&metric)?;
                 progress.window = (0.0, 0);
             }
-            let tokens_per_second = (progress.tokens - first_step_tokens) as f64
-                / began.elapsed().as_secs_f64().max(1e-9);
+            let seconds = (progress.seconds - before.seconds).max(1e-9);
             observe(Event::Step {
                 metric: metric.clone(),
                 steps,
-                tokens_per_second,
-                logged,
+                tokens_per_second: (progress.tokens - before.tokens) as f64 / seconds,
             });
 
-            let due = progress.step.is_multiple_of(s.eval_every) || progress.step == steps;
-            if due && !self.val.is_empty() {
-                let val_loss = self.validate(&trained, &mut ws);
-                metric = Metric {
+            if due(s.eval_every) && !self.val.is_empty() {
+                let val_loss = stepper.validate(&state, self.val)?;
+                let best = self.judge(&mut state.progress, val_loss);
+                if best {
+                    // Before the checkpoint that refers to it; a kill in between repeats this validation.
+                    write_trained(backend, &state.trained, self.label(), &self.best_dir())?;
+                }
+                let metric = Metric {
                     loss: None,
                     val_loss: Some(val_loss),
                     grad_norm: None,
                     ..metric
                 };
-                let best = self.judge(&mut progress, val_loss);
-                if best {
-                    write_trained(backend, &trained, &self.label(), &self.dir.join("best"))?;
-                }
                 metrics.push(&metric)?;
                 observe(Event::Validated { metric, best });
-                ending = self.ending(&progress);
             }
-            let interrupted = stop.load(Ordering::Relaxed)
-                && progress.step < steps
-                && ending == Ending::Completed;
-            let last = progress.step == steps || ending != Ending::Completed;
-            if interrupted || last || progress.step.is_multiple_of(s.save_every) {
-                let path = snapshots.save(
-                    backend,
-                    &progress,
-                    &trained,
-                    &moments,
-                    &self.label(),
-                    s.keep,
-                )?;
+            ending = self.ending(&state.progress, steps);
+            if ending.is_none() && stop.load(Ordering::Relaxed) {
+                ending = Some(Ending::Interrupted);
+            }
+            if ending.is_some() || due(s.save_every) {
+                let path = snapshots.save(backend, &state, self.label(), s.keep)?;
                 observe(Event::Saved { path });
             }
-            if interrupted {
-                ending = Ending::Interrupted;
-            }
         }
+
+        let ending = ending.unwrap_or(Ending::Completed);
         if ending != Ending::Interrupted {
-            if progress.best.is_some() {
-                read_trained(backend, &mut trained, &self.dir.join("best"))?;
+            if state.progress.best.is_some() {
+                read_trained(backend, &mut state.trained, &self.best_dir())?;
             }
-            write_trained(backend, &trained, &self.label(), &result_dir(s, self.dir))?;
+            let to = result_dir(s, self.dir);
+            write_trained(backend, &state.trained, self.label(), &to)?;
         }
         Ok(Outcome {
             ending,
-            steps: progress.step,
-            tokens: progress.tokens,
-            seconds: progress.seconds,
-            best: progress.best,
-            trained_values: trained.len(),
+            steps: state.progress.step,
+            tokens: state.progress.tokens,
+            seconds: state.progress.seconds,
+            best: state.progress.best,
+            trained_values,
         })
     }
 
     /// The trained values before the first step.
     fn start(&self) -> Result<Trained<B>, TrainError> {
-        let (decoder, backend) = (self.decoder, &self.decoder.backend);
-        match &self.settings.adapter {
-            Adapter::Lora(lora) => {
-                let shape = LoraShape {
-                    rank: lora.rank as usize,
-                    alpha: lora.alpha,
-                    rank_stabilized: false,
-                    targets: lora.targets.clone(),
-                };
-                let Some(init) = &lora.init else {
-                    return Ok(Trained::new_lora(
-                        backend,
-                        &decoder.config,
-                        shape,
-                        self.settings.seed,
-                    ));
-                };
-                let trained = adapter::read(backend, &decoder.config, init)?;
-                if let Tuning::Lora(found) = trained.tuning() {
-                    adapter::check_shape(found, &shape, init)?;
+        let (backend, config) = (&self.decoder.backend, &self.decoder.config);
+        let Adapter::Lora(lora) = &self.settings.adapter else {
+            let mut trained = Trained::zeros(backend, config, Tuning::Full);
+            for parameter in trained.parameters().to_vec() {
+                if let Some(values) = self.decoder.values(&parameter.name) {
+                    backend.write(&mut trained.values, parameter.slot.offset, &values);
                 }
-                Ok(trained)
             }
-            Adapter::Full => {
-                let mut trained = Trained::zeros(backend, &decoder.config, Tuning::Full);
-                for parameter in trained.parameters().to_vec() {
-                    if let Some(values) = decoder.values(&parameter.name) {
-                        backend.write(&mut trained.values, parameter.slot.offset, &values);
-                    }
-                }
-                Ok(trained)
-            }
-        }
-    }
-
-    fn label(&self) -> Label<'_> {
-        let dropout = match &self.settings.adapter {
-            Adapter::Lora(lora) => lora.dropout,
-            Adapter::Full => 0.0,
+            return Ok(trained);
         };
-        Label {
-            base: self.base,
-            dropout,
-        }
-    }
-
-    /// One optimizer step; returns the mean loss of its targets, the gradient norm before clipping and the tokens seen.
-    fn step(
-        &self,
-        batch: &[&Example],
-        step: u64,
-        lr: f64,
-        trained: &mut Trained<B>,
-        grads: &mut B::Float,
-        moments: &mut Moments<B>,
-        ws: &mut Option<Workspace<B>>,
-    ) -> Result<(f64, f64, u64), TrainError> {
-        let (s, backend) = (self.settings, &self.decoder.backend);
-        let passes = passes(batch, s.micro_batch);
-        let targets: usize = passes.iter().map(|p| p.targets.len()).sum();
-        let dropout = DropoutStep {
-            p: self.label().dropout as f32,
-            seed: s.seed,
-            step,
+        let shape = LoraShape {
+            rank: lora.rank as usize,
+            alpha: lora.alpha,
+            rank_stabilized: false,
+            targets: lora.targets.clone(),
         };
-        backend.zero(grads);
-        let (mut sum, mut tokens) = (0.0, 0);
-        for pass in passes {
-            let n = pass.tokens();
-            tokens += n as u64;
-            let ws = self.workspace(ws, trained, n);
-            let scale = 1.0 / targets.max(1) as f32;
-            let losses = self.decoder.train_pass(
-                trained,
-                grads,
-                Some(dropout),
-                &backend.upload(pass),
-                n,
-                scale,
-                ws,
-            );
-            sum += losses.into_iter().map(f64::from).sum::<f64>();
-        }
-        let loss = sum / targets.max(1) as f64;
-        let norm = backend.norm(grads);
-        if !loss.is_finite() || !norm.is_finite() {
-            return Err(TrainError::Diverged {
-                name: s.name.clone(),
-                step: step + 1,
-                loss,
-            });
-        }
-        let adamw = AdamWStep {
-            lr,
-            weight_decay: s.optimizer.weight_decay,
-            beta1: s.optimizer.beta1,
-            beta2: s.optimizer.beta2,
-            eps: s.optimizer.eps,
-            step: step + 1,
-            clip: s
-                .clip
-                .map_or(1.0, |clip| (clip / (norm + CLIP_EPS)).min(1.0)),
-        };
-        backend.adamw(
-            &adamw,
-            grads,
-            &mut trained.values,
-            &mut moments.first,
-            &mut moments.second,
-        );
-        Ok((loss, norm, tokens))
-    }
-
-    /// A workspace for `tokens`, made anew only when a larger one is needed.
-    fn workspace<'w>(
-        &self,
-        ws: &'w mut Option<Workspace<B>>,
-        trained: &Trained<B>,
-        tokens: usize,
-    ) -> &'w mut Workspace<B> {
-        if ws.as_ref().is_some_and(|w| w.capacity() < tokens) {
-            *ws = None;
-        }
-        ws.get_or_insert_with(|| {
-            Workspace::new(
-                &self.decoder.backend,
-                &self.decoder.config,
-                Some(trained),
-                tokens.next_multiple_of(64),
-                true,
-            )
+        Ok(match &lora.init {
+            None => Trained::new_lora(backend, config, shape, self.settings.seed),
+            Some(dir) => adapter::read_as(backend, config, &shape, dir)?,
         })
     }
 
-    /// Mean loss of all validation targets.
-    fn validate(&self, trained: &Trained<B>, ws: &mut Option<Workspace<B>>) -> f64 {
-        let backend = &self.decoder.backend;
-        let (mut sum, mut targets) = (0.0, 0);
-        for rows in self.val.chunks(self.settings.eval_batch.max(1) as usize) {
-            for pass in passes(&rows.iter().collect::<Vec<_>>(), self.settings.micro_batch) {
-                let n = pass.tokens();
-                let ws = self.workspace(ws, trained, n);
-                let losses = self
-                    .decoder
-                    .losses(Some(trained), &backend.upload(pass), n, ws);
-                targets += losses.len();
-                sum += losses.into_iter().map(f64::from).sum::<f64>();
-            }
-        }
-        sum / targets.max(1) as f64
-    }
-
-    /// Whether the validations so far end the training.
-    fn ending(&self, progress: &Progress) -> Ending {
-        match &self.settings.stop {
-            Some(stop) if progress.patience_used >= stop.patience => Ending::EarlyStop {
-                validations: progress.patience_used,
-            },
-            _ => Ending::Completed,
+    fn label(&self) -> Label<'_> {
+        Label {
+            base: self.base,
+            dropout: dropout(self.settings),
         }
     }
 
-    /// Whether this validation is the best one; counts those without a sufficient improvement (Transformers' `EarlyStoppingCallback`).
+    fn best_dir(&self) -> PathBuf {
+        self.dir.join("best")
+    }
+
+    /// Whether the training is over.
+    fn ending(&self, progress: &Progress, steps: u64) -> Option<Ending> {
+        if progress.step >= steps {
+            return Some(Ending::Completed);
+        }
+        let stop = self.settings.stop.as_ref()?;
+        (progress.patience_used >= stop.patience).then_some(Ending::EarlyStop {
+            validations: progress.patience_used,
+        })
+    }
+
+    /// Whether this validation is the best one; counts those without a sufficient improvement over the best before
+    /// (Transformers' `EarlyStoppingCallback`: any improvement is the new best, one above `min_delta` resets the count).
     fn judge(&self, progress: &mut Progress, loss: f64) -> bool {
         let before = progress.best.map_or(f64::INFINITY, |b| b.loss);
         let enough = self.settings.stop.as_ref().map_or(0.0, |s| s.min_delta);

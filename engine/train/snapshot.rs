@@ -1,19 +1,37 @@
 //! Checkpoints of a training: everything that the next step depends on, in a folder that appears whole.
 //!
-//! Holds the files and their order. Invariant: a folder `step-NNNNNN` is complete, because it is renamed into its place last; what a
-//! killed process leaves has another name and is removed.
+//! Holds the files and their order. It refuses to decide when one is written. Invariant: a folder `step-NNNNNN` is complete, because
+//! it is renamed into its place last; what a killed process leaves is named `part-*` and removed.
 
 use super::TrainError;
 use crate::backend::{Backend, Slot};
 use crate::data::whole_file::write_whole;
-use crate::model::adapter;
+use crate::model::adapter::{self, AdapterError, NamedTensor};
 use crate::model::checkpoint::{CheckpointError, open_file};
 use crate::model::trained::{Trained, Tuning};
 use serde::{Deserialize, Serialize};
+use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The state of a training between two steps, besides its tensors.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+const PROGRESS: &str = "state.json";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const MODEL: &str = "model.safetensors";
+const UNFINISHED: &str = "part-";
+
+/// A training between two steps.
+pub struct State<B: Backend> {
+    /// The trained values.
+    pub trained: Trained<B>,
+    /// First moments of the optimizer, flat as the values.
+    pub first: B::Float,
+    /// Second moments of the optimizer.
+    pub second: B::Float,
+    /// All the rest.
+    pub progress: Progress,
+}
+
+/// The state of a training besides its tensors.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Progress {
     /// Hash of everything that the training depends on.
     pub key: String,
@@ -40,20 +58,8 @@ pub struct Best {
     pub loss: f64,
 }
 
-/// Gradients and moments of the optimizer, flat.
-pub struct Moments<B: Backend> {
-    /// First moment.
-    pub first: B::Float,
-    /// Second moment.
-    pub second: B::Float,
-}
-
-/// The folder of a training's checkpoints.
-pub struct Snapshots {
-    dir: PathBuf,
-}
-
-/// How trained tensors are named for other programs.
+/// What an adapter's files say besides its weights.
+#[derive(Debug, Clone, Copy)]
 pub struct Label<'a> {
     /// The base model's name.
     pub base: &'a str,
@@ -61,21 +67,21 @@ pub struct Label<'a> {
     pub dropout: f64,
 }
 
-/// Writes trained tensors: a PEFT adapter, or `model.safetensors` of a fully trained model.
+/// Writes trained values: a PEFT adapter, or `model.safetensors` of a fully trained model.
 ///
 /// # Errors
 /// Whatever the disk says.
 pub fn write_trained<B: Backend>(
     backend: &B,
     trained: &Trained<B>,
-    label: &Label,
+    label: Label,
     dir: &Path,
 ) -> Result<(), TrainError> {
     match trained.tuning() {
         Tuning::Lora(shape) => {
             adapter::write(backend, trained, shape, label.dropout, label.base, dir)?
         }
-        Tuning::Full => adapter::write_tensors(backend, trained, &dir.join("model.safetensors"))?,
+        Tuning::Full => adapter::write_tensors(backend, trained, &dir.join(MODEL))?,
     }
     Ok(())
 }
@@ -91,13 +97,76 @@ pub fn read_trained<B: Backend>(
 ) -> Result<(), TrainError> {
     let file = match trained.tuning() {
         Tuning::Lora(_) => adapter::WEIGHTS,
-        Tuning::Full => "model.safetensors",
+        Tuning::Full => MODEL,
     };
     Ok(adapter::read_tensors(backend, trained, &dir.join(file))?)
 }
 
-const STATE: &str = "state.json";
-const OPTIMIZER: &str = "optimizer.safetensors";
+impl<B: Backend> State<B> {
+    /// A training that is about to begin.
+    pub fn new(backend: &B, trained: Trained<B>, key: &str) -> Self {
+        State {
+            first: backend.float(trained.len()),
+            second: backend.float(trained.len()),
+            trained,
+            progress: Progress {
+                key: key.to_string(),
+                ..Progress::default()
+            },
+        }
+    }
+
+    fn write(&self, backend: &B, label: Label, dir: &Path) -> Result<(), TrainError> {
+        write_trained(backend, &self.trained, label, dir)?;
+        let len = self.trained.len();
+        let moment = |name: &str, from| NamedTensor {
+            name: name.into(),
+            shape: vec![len],
+            values: backend.read(from, Slot { offset: 0, len }),
+        };
+        let moments = [moment("first", &self.first), moment("second", &self.second)];
+        adapter::write_file(&dir.join(OPTIMIZER), &moments)?;
+        let path = dir.join(PROGRESS);
+        let json = serde_json::to_vec_pretty(&self.progress);
+        write_whole(&path, &json.map_err(|e| TrainError::io(&path)(e.into()))?)?;
+        Ok(())
+    }
+
+    fn read(&mut self, backend: &B, dir: &Path) -> Result<(), TrainError> {
+        let bad = |file: &str, problem: String| TrainError::State {
+            path: dir.join(file),
+            problem,
+        };
+        let path = dir.join(PROGRESS);
+        let bytes = fs::read(&path).map_err(TrainError::io(&path))?;
+        let progress: Progress = serde_json::from_slice(&bytes)
+            .map_err(|e| bad(PROGRESS, format!("not a checkpoint of this program: {e}")))?;
+        if progress.key != self.progress.key {
+            let problem = "belongs to a training with other settings, data or model";
+            return Err(bad(PROGRESS, problem.into()));
+        }
+        read_trained(backend, &mut self.trained, dir)?;
+        let tensors = open_file(&dir.join(OPTIMIZER)).map_err(AdapterError::from)?;
+        for (name, to) in [("first", &mut self.first), ("second", &mut self.second)] {
+            let tensor = tensors
+                .iter()
+                .find(|t| t.name() == name && t.shape() == [self.trained.len()])
+                .ok_or_else(|| {
+                    let wanted = self.trained.len();
+                    bad(OPTIMIZER, format!("no tensor `{name}` of {wanted} values"))
+                })?;
+            let values = tensor.to_f32().map_err(CheckpointError::from);
+            backend.write(to, 0, &values.map_err(AdapterError::from)?);
+        }
+        self.progress = progress;
+        Ok(())
+    }
+}
+
+/// The folder of a training's checkpoints.
+pub struct Snapshots {
+    dir: PathBuf,
+}
 
 impl Snapshots {
     /// The checkpoints in `dir`, which is made if it is not there; leftovers of a killed process are removed.
@@ -105,159 +174,76 @@ impl Snapshots {
     /// # Errors
     /// Whatever the disk says.
     pub fn open(dir: PathBuf) -> Result<Self, TrainError> {
-        let io = |source| TrainError::Io {
-            path: dir.clone(),
-            source,
-        };
-        std::fs::create_dir_all(&dir).map_err(io)?;
-        for entry in std::fs::read_dir(&dir).map_err(io)? {
-            let path = entry.map_err(io)?.path();
-            if path.is_dir() && step_of(&path).is_none() {
-                std::fs::remove_dir_all(&path).map_err(|source| TrainError::Io { path, source })?;
+        fs::create_dir_all(&dir).map_err(TrainError::io(&dir))?;
+        let snapshots = Snapshots { dir };
+        for path in snapshots.entries()? {
+            if name(&path).starts_with(UNFINISHED) {
+                fs::remove_dir_all(&path).map_err(TrainError::io(&path))?;
             }
         }
-        Ok(Snapshots { dir })
+        Ok(snapshots)
     }
 
-    /// Checkpoints with their steps, oldest first.
+    fn entries(&self) -> Result<Vec<PathBuf>, TrainError> {
+        fs::read_dir(&self.dir)
+            .and_then(|entries| entries.map(|e| Ok(e?.path())).collect())
+            .map_err(TrainError::io(&self.dir))
+    }
+
+    /// Checkpoints with their steps, latest first.
     fn list(&self) -> Result<Vec<(u64, PathBuf)>, TrainError> {
-        let io = |source| TrainError::Io {
-            path: self.dir.clone(),
-            source,
-        };
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir(&self.dir).map_err(io)? {
-            let path = entry.map_err(io)?.path();
-            if let Some(step) = step_of(&path) {
-                found.push((step, path));
-            }
-        }
-        found.sort();
+        let step = |path: &Path| name(path).strip_prefix("step-")?.parse().ok();
+        let entries = self.entries()?.into_iter();
+        let mut found: Vec<(u64, PathBuf)> = entries.filter_map(|p| Some((step(&p)?, p))).collect();
+        found.sort_by(|a, b| b.cmp(a));
         Ok(found)
     }
 
-    /// Writes a checkpoint and removes all but the latest `keep`.
+    /// Writes a checkpoint and removes all but the latest `keep`; the one just written always stays.
     ///
     /// # Errors
     /// Whatever the disk says; the earlier checkpoints stay then.
     pub fn save<B: Backend>(
         &self,
         backend: &B,
-        progress: &Progress,
-        trained: &Trained<B>,
-        moments: &Moments<B>,
-        label: &Label,
+        state: &State<B>,
+        label: Label,
         keep: u64,
     ) -> Result<PathBuf, TrainError> {
-        let io = |source| TrainError::Io {
-            path: self.dir.clone(),
-            source,
-        };
-        let part = tempfile::Builder::new()
-            .prefix("part-")
+        let io = || TrainError::io(&self.dir);
+        let mut builder = tempfile::Builder::new();
+        // Temporary folders are private by default; this one becomes an ordinary one, so the umask decides.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+        let part = builder
+            .prefix(UNFINISHED)
             .tempdir_in(&self.dir)
-            .map_err(io)?;
-        write_trained(backend, trained, label, part.path())?;
-        let whole = Slot {
-            offset: 0,
-            len: trained.len(),
-        };
-        let (first, second) = (
-            backend.read(&moments.first, whole),
-            backend.read(&moments.second, whole),
-        );
-        let path = part.path().join(OPTIMIZER);
-        let layout = |source| {
-            TrainError::Adapter(adapter::AdapterError::Layout {
-                path: path.clone(),
-                source,
-            })
-        };
-        let views = [("first", &first), ("second", &second)]
-            .into_iter()
-            .map(|(name, values)| {
-                let bytes = bytemuck::cast_slice(values.as_slice());
-                let view = safetensors::tensor::TensorView::new(
-                    safetensors::Dtype::F32,
-                    vec![values.len()],
-                    bytes,
-                );
-                view.map(|v| (name, v))
-            })
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(layout)?;
-        write_whole(&path, &safetensors::serialize(views, None).map_err(layout)?)?;
-        let state = serde_json::to_vec_pretty(progress).map_err(|e| io(e.into()))?;
-        write_whole(&part.path().join(STATE), &state)?;
-        let place = self.dir.join(format!("step-{:06}", progress.step));
-        if place.exists() {
-            std::fs::remove_dir_all(&place).map_err(io)?;
+            .map_err(io())?;
+        state.write(backend, label, part.path())?;
+        let place = self.dir.join(format!("step-{:06}", state.progress.step));
+        fs::rename(part.keep(), &place).map_err(TrainError::io(&place))?;
+        if cfg!(unix) {
+            let synced = fs::File::open(&self.dir).and_then(|d| d.sync_all());
+            synced.map_err(io())?;
         }
-        std::fs::rename(part.keep(), &place).map_err(io)?;
-        std::fs::File::open(&self.dir)
-            .and_then(|d| d.sync_all())
-            .map_err(io)?;
-        let all = self.list()?;
-        for (_, old) in all.iter().rev().skip(keep.max(1) as usize) {
-            std::fs::remove_dir_all(old).map_err(io)?;
+        for (_, old) in self.list()?.into_iter().skip(keep.max(1) as usize) {
+            fs::remove_dir_all(&old).map_err(TrainError::io(&old))?;
         }
         Ok(place)
     }
 
-    /// Loads the latest checkpoint of the training with this key; others are left alone.
+    /// Brings `state` to the latest checkpoint, if there is one.
     ///
     /// # Errors
-    /// A checkpoint that cannot be read.
-    pub fn latest<B: Backend>(
-        &self,
-        backend: &B,
-        key: &str,
-        trained: &mut Trained<B>,
-        moments: &mut Moments<B>,
-    ) -> Result<Option<Progress>, TrainError> {
-        for (_, dir) in self.list()?.into_iter().rev() {
-            let path = dir.join(STATE);
-            let bytes = std::fs::read(&path).map_err(|source| TrainError::Io {
-                path: path.clone(),
-                source,
-            })?;
-            let progress: Progress =
-                serde_json::from_slice(&bytes).map_err(|source| TrainError::State {
-                    path: path.clone(),
-                    source,
-                })?;
-            if progress.key != key {
-                continue;
-            }
-            read_trained(backend, trained, &dir)?;
-            for tensor in open_file(&dir.join(OPTIMIZER)).map_err(adapter::AdapterError::from)? {
-                let to = if tensor.name() == "first" {
-                    &mut moments.first
-                } else {
-                    &mut moments.second
-                };
-                let values = tensor
-                    .to_f32()
-                    .map_err(|e| adapter::AdapterError::from(CheckpointError::from(e)))?;
-                if values.len() != trained.len() {
-                    return Err(TrainError::Shape {
-                        path: dir.join(OPTIMIZER),
-                        found: values.len(),
-                        wanted: trained.len(),
-                    });
-                }
-                backend.write(to, 0, &values);
-            }
-            return Ok(Some(progress));
+    /// A checkpoint that cannot be read, or is another training's.
+    pub fn resume<B: Backend>(&self, backend: &B, state: &mut State<B>) -> Result<(), TrainError> {
+        match self.list()?.first() {
+            Some((_, dir)) => state.read(backend, dir),
+            None => Ok(()),
         }
-        Ok(None)
     }
 }
 
-fn step_of(path: &Path) -> Option<u64> {
-    path.file_name()?
-        .to_str()?
-        .strip_prefix("step-")?
-        .parse()
-        .ok()
+fn name(path: &Path) -> &str {
+    path.file_name().and_then(|n| n.to_str()).unwrap_or("")
 }
