@@ -5,10 +5,12 @@
 //! index), never by how many draws came before it, so the CPU and the GPU get the same bits in any
 //! launch order. Two uses that share a key must differ in at least one counter word.
 
-/// Multipliers and Weyl constants of Philox4x32, Random123 `philox.h`.
-const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
-const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
-const ROUNDS: usize = 10;
+/// Multipliers of Philox4x32, Random123 `philox.h`.
+pub(crate) const MULTIPLIER: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+/// Its Weyl constants.
+pub(crate) const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+/// Its rounds.
+pub(crate) const ROUNDS: usize = 10;
 
 /// Four random words for `counter` under `key`.
 #[inline]

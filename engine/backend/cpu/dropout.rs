@@ -1,8 +1,8 @@
 //! Dropout masks that are a function of (seed, step, layer and projection, token, column), so that forward and backward, any
 //! division into micro-batches and a resumed run see the same one.
 
+use super::simd;
 use crate::backend::Dropout;
-use crate::model::philox::philox4x32;
 use rayon::prelude::*;
 
 /// The mask of one linear layer's input in one optimizer step.
@@ -37,17 +37,35 @@ impl<'a> Mask<'a> {
         ];
         x.par_chunks_mut(columns).enumerate().for_each(|(row, x)| {
             let token = self.first_token + row as u64;
-            for (i, four) in x.chunks_mut(4).enumerate() {
-                let counter = [
-                    token as u32,
-                    (token >> 32) as u32 ^ step as u32,
-                    i as u32,
-                    stream,
-                ];
-                for (value, draw) in four.iter_mut().zip(philox4x32(counter, key)) {
-                    *value = if draw < threshold { 0.0 } else { *value * keep };
-                }
-            }
+            let counter = [token as u32, (token >> 32) as u32 ^ step as u32, 0, stream];
+            simd::dropout(key, counter, threshold, keep, x);
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::philox::philox4x32;
+
+    /// The GPU draws the same words one counter at a time.
+    #[test]
+    fn a_mask_is_philox_of_token_and_column() {
+        let dropout = Dropout {
+            p: 0.25,
+            seed: 0x0123_4567_89ab_cdef,
+            step: 77,
+            stream: 5,
+        };
+        let (first_token, columns) = ((1 << 32) + 9, 203);
+        let mut x = vec![1.0; 3 * columns];
+        Mask::new(&dropout, first_token).apply(columns, &mut x);
+        let key = [0x89ab_cdef ^ 77, 0x0123_4567 ^ 5 << 16];
+        for (i, x) in x.iter().enumerate() {
+            let (row, column) = ((i / columns) as u32, i % columns);
+            let counter = [9 + row, 1 ^ 77, (column / 4) as u32, 5];
+            let kept = philox4x32(counter, key)[column % 4] >= 1 << 30;
+            assert_eq!(*x, if kept { 1.0 / 0.75 } else { 0.0 }, "element {i}");
+        }
     }
 }

@@ -84,10 +84,8 @@ fn rotate(heads: &Heads, batch: &Packed, sign: f64, qkv: &mut [f32]) {
     qkv.par_chunks_mut(width).zip(positions).for_each_init(
         || (vec![0.0f32; half], vec![0.0f32; half]),
         |(sin, cos), (row, position)| {
-            for i in 0..half {
-                let angle = position as f64 * heads.inv_freq[i];
-                (sin[i], cos[i]) = ((sign * angle.sin()) as f32, angle.cos() as f32);
-            }
+            // Turning back is turning from the negative position.
+            simd::sin_cos(sign * position as f64, &heads.inv_freq, sin, cos);
             for head in row[..(heads.queries + heads.keys) * heads.dim].chunks_exact_mut(heads.dim)
             {
                 let (first, second) = head.split_at_mut(half);

@@ -3,6 +3,8 @@
 //! Holds bodies that the compiler vectorises; it refuses shapes and threads. Invariant: the sum of a reduction runs in 16 fixed
 //! lanes, so a result does not depend on where its data lie or how work is divided.
 
+use crate::model::philox;
+
 /// Lanes of a reduction: one AVX-512 register of f32.
 pub const LANES: usize = 16;
 
@@ -55,7 +57,8 @@ pub fn bf16_to_f32(bits: u16) -> f32 {
 fn exp<const FMA: bool>(x: f32) -> f32 {
     const MAGIC: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to the nearest integer
     let x = x.clamp(-87.0, 88.0);
-    let n = fma::<FMA>(x, std::f32::consts::LOG2_E, MAGIC) - MAGIC;
+    let shifted = fma::<FMA>(x, std::f32::consts::LOG2_E, MAGIC);
+    let n = shifted - MAGIC;
     let r = fma::<FMA>(n, -0.693_359_4, x);
     let r = fma::<FMA>(n, 2.121_944_4e-4, r);
     let mut p = 1.987_569_1e-4;
@@ -65,8 +68,8 @@ fn exp<const FMA: bool>(x: f32) -> f32 {
     p = fma::<FMA>(p, r, 1.666_666_5e-1);
     p = fma::<FMA>(p, r, 5.000_000_1e-1);
     let e = fma::<FMA>(p, r * r, r) + 1.0;
-    // n is in [-126, 127] after the clamp.
-    e * f32::from_bits(((n as i32 + 127) as u32) << 23)
+    // n stands in the low bits of `shifted`, and in [-126, 127] after the clamp: 2^n.
+    e * f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()))
 }
 
 #[inline(always)]
@@ -74,13 +77,13 @@ fn sigmoid<const FMA: bool>(x: f32) -> f32 {
     1.0 / (1.0 + exp::<FMA>(-x))
 }
 
-#[inline(always)]
+/// The sum of the lanes, as a fixed tree of halves. Not inlined: the compiler would vectorise across the accumulators of [`dot4`] to share
+/// these few additions, and shuffle in the loop for it (4 times slower).
+#[inline(never)]
 fn lane_sum(acc: [f32; LANES]) -> f32 {
-    let mut sum = 0.0;
-    for value in acc {
-        sum += value;
-    }
-    sum
+    let eight: [f32; 8] = std::array::from_fn(|i| acc[i] + acc[i + 8]);
+    let four: [f32; 4] = std::array::from_fn(|i| eight[i] + eight[i + 4]);
+    (four[0] + four[2]) + (four[1] + four[3])
 }
 
 for_each_isa! {
@@ -102,29 +105,40 @@ for_each_isa! {
     }
 }
 
+/// `acc += x * w`, lane by lane.
+#[inline(always)]
+fn fma_lanes<const FMA: bool>(acc: &mut [f32; LANES], x: &[f32; LANES], w: &[f32; LANES]) {
+    for i in 0..LANES {
+        acc[i] = fma::<FMA>(x[i], w[i], acc[i]);
+    }
+}
+
 for_each_isa! {
-    /// Four dot products that share one read of `w`: `[x[r] . w]`.
+    /// Four dot products that share one read of `w`: `[x[r] . w]`, the bits of [`dot`].
     pub fn dot4(x: [&[f32]; 4], w: &[f32]) -> [f32; 4] {
-        let mut acc = [[0.0f32; LANES]; 4];
-        let blocks = w.len() / LANES;
-        let (wb, wt) = w.as_chunks::<LANES>();
-        let xb = x.map(|row| row.as_chunks::<LANES>());
-        for k in 0..blocks {
-            for r in 0..4 {
-                for i in 0..LANES {
-                    acc[r][i] = fma::<FMA>(xb[r].0[k][i], wb[k][i], acc[r][i]);
-                }
-            }
+        // Four variables: an array of accumulators stays in memory and is computed lane by lane (10 times slower).
+        let [mut a0, mut a1, mut a2, mut a3] = [[0.0f32; LANES]; 4];
+        let [(x0, t0), (x1, t1), (x2, t2), (x3, t3)] = x.map(|row| row.as_chunks::<LANES>());
+        let (heads, tail) = w.as_chunks::<LANES>();
+        for ((((w, x0), x1), x2), x3) in heads.iter().zip(x0).zip(x1).zip(x2).zip(x3) {
+            fma_lanes::<FMA>(&mut a0, x0, w);
+            fma_lanes::<FMA>(&mut a1, x1, w);
+            fma_lanes::<FMA>(&mut a2, x2, w);
+            fma_lanes::<FMA>(&mut a3, x3, w);
         }
-        let mut out = [0.0; 4];
-        for r in 0..4 {
-            let mut tail = 0.0;
-            for (a, b) in xb[r].1.iter().zip(wt) {
-                tail += a * b;
+        let rest = |x: &[f32]| {
+            let mut sum = 0.0;
+            for (x, w) in x.iter().zip(tail) {
+                sum += x * w;
             }
-            out[r] = lane_sum(acc[r]) + tail;
-        }
-        out
+            sum
+        };
+        [
+            lane_sum(a0) + rest(t0),
+            lane_sum(a1) + rest(t1),
+            lane_sum(a2) + rest(t2),
+            lane_sum(a3) + rest(t3),
+        ]
     }
 }
 
@@ -263,10 +277,18 @@ for_each_isa! {
     /// One row of RMSNorm's gradient: `dx += rstd * (gain * dy - x * rstd^2 * mean(gain * dy * x))`.
     pub fn norm_row_backward(x: &[f32], gain: &[f32], rstd: f32, dy: &[f32], dx: &mut [f32]) {
         let mut acc = [0.0f32; LANES];
-        for i in 0..x.len().min(dy.len()).min(gain.len()) {
-            acc[i % LANES] += x[i] * gain[i] * dy[i];
+        let ((xs, x_tail), (gains, gain_tail), (dys, dy_tail)) =
+            (x.as_chunks::<LANES>(), gain.as_chunks::<LANES>(), dy.as_chunks::<LANES>());
+        for ((x, gain), dy) in xs.iter().zip(gains).zip(dys) {
+            for i in 0..LANES {
+                acc[i] += x[i] * gain[i] * dy[i];
+            }
         }
-        let pull = lane_sum(acc) * rstd * rstd / x.len() as f32;
+        let mut tail = 0.0;
+        for ((x, gain), dy) in x_tail.iter().zip(gain_tail).zip(dy_tail) {
+            tail += x * gain * dy;
+        }
+        let pull = (lane_sum(acc) + tail) * rstd * rstd / x.len() as f32;
         for i in 0..x.len().min(dy.len()).min(gain.len()).min(dx.len()) {
             dx[i] += rstd * (gain[i] * dy[i] - x[i] * pull);
         }
@@ -304,6 +326,59 @@ for_each_isa! {
             second[i] = second[i] * c.beta2 + g * g * c.second;
             let denominator = second[i].sqrt() / c.root + c.eps;
             values[i] = values[i] * c.decay - c.step_size * first[i] / denominator;
+        }
+    }
+}
+
+for_each_isa! {
+    /// Sines and cosines of `position * frequency[i]`, rounded from f64: Cody and Waite's reduction to a quarter turn (fdlibm's
+    /// constants, exact up to a million of them), then Taylor's series, whose next terms are below 1e-10. No branches, so that it vectorises.
+    pub fn sin_cos(position: f64, frequency: &[f64], sin: &mut [f32], cos: &mut [f32]) {
+        const MAGIC: f64 = 6_755_399_441_055_744.0; // 1.5 * 2^52: adding it rounds to an integer, which the low bits then hold
+        const QUARTER: f64 = 1.570_796_326_734_125_6; // 33 bits of pi / 2
+        const QUARTER_REST: f64 = 6.077_100_506_506_192e-11;
+        for ((f, sin), cos) in frequency.iter().zip(sin).zip(cos) {
+            let angle = position * f;
+            let shifted = angle * std::f64::consts::FRAC_2_PI + MAGIC;
+            let (turns, quadrant) = (shifted - MAGIC, shifted.to_bits());
+            let r = angle - turns * QUARTER - turns * QUARTER_REST;
+            let q = r * r;
+            let odd = 1.0 / 120.0 - q * (1.0 / 5040.0 - q * (1.0 / 362_880.0 - q / 39_916_800.0));
+            let s = r - r * q * (1.0 / 6.0 - q * odd);
+            let even = 1.0 / 24.0 - q * (1.0 / 720.0 - q * (1.0 / 40_320.0 - q / 3_628_800.0));
+            let c = 1.0 - q * (0.5 - q * even);
+            let (s, c) = if quadrant & 1 == 0 { (s, c) } else { (c, s) };
+            *sin = if quadrant & 2 == 0 { s } else { -s } as f32;
+            *cos = if (quadrant + 1) & 2 == 0 { c } else { -c } as f32;
+        }
+    }
+}
+
+for_each_isa! {
+    /// `x[i] = draw[i] < threshold ? 0 : x[i] * keep`, where draw `4 j + w` is word w of Philox at `counter` with j as its third word.
+    pub fn dropout(key: [u32; 2], counter: [u32; 4], threshold: u32, keep: f32, x: &mut [f32]) {
+        for (block, values) in x.chunks_mut(4 * LANES).enumerate() {
+            // Words in the low halves of u64 lanes, where the wide product finds them; high halves are cut off at its input.
+            let low = |lanes: [u64; LANES]| lanes.map(|w| w & 0xffff_ffff);
+            let [mut c0, mut c1, mut c2, mut c3] = counter.map(|word| [u64::from(word); LANES]);
+            c2 = std::array::from_fn(|i| c2[i] + (block * LANES + i) as u64);
+            let [mut k0, mut k1] = key;
+            for _ in 0..philox::ROUNDS {
+                let product0 = low(c0).map(|c| c * u64::from(philox::MULTIPLIER[0]));
+                let product1 = low(c2).map(|c| c * u64::from(philox::MULTIPLIER[1]));
+                c0 = std::array::from_fn(|i| (product1[i] >> 32) ^ c1[i] ^ u64::from(k0));
+                c2 = std::array::from_fn(|i| (product0[i] >> 32) ^ c3[i] ^ u64::from(k1));
+                (c1, c3) = (product1, product0);
+                k0 = k0.wrapping_add(philox::WEYL[0]);
+                k1 = k1.wrapping_add(philox::WEYL[1]);
+            }
+            let mut draws = [0u32; 4 * LANES];
+            for (i, four) in draws.chunks_exact_mut(4).enumerate() {
+                four.copy_from_slice(&[c0[i] as u32, c1[i] as u32, c2[i] as u32, c3[i] as u32]);
+            }
+            for (value, draw) in values.iter_mut().zip(draws) {
+                *value = if draw < threshold { 0.0 } else { *value * keep };
+            }
         }
     }
 }
