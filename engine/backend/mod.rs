@@ -75,7 +75,7 @@ pub struct Slot {
 }
 
 /// A matrix `[outputs, inputs]`, frozen in the checkpoint's form or trained in f32.
-pub enum Weight<'a, B: Backend + ?Sized> {
+pub enum Weight<'a, B: Backend> {
     /// Never changes.
     Frozen(&'a B::Matrix),
     /// A range of the trained values, row-major.
@@ -83,7 +83,7 @@ pub enum Weight<'a, B: Backend + ?Sized> {
 }
 
 /// A vector (norm gain, bias), frozen or trained.
-pub enum Vector<'a, B: Backend + ?Sized> {
+pub enum Vector<'a, B: Backend> {
     /// Never changes.
     Frozen(&'a B::Float),
     /// A range of the trained values.
@@ -119,7 +119,7 @@ pub struct Dropout {
 }
 
 /// One linear layer of a group.
-pub struct Linear<'a, B: Backend + ?Sized> {
+pub struct Linear<'a, B: Backend> {
     /// `[outputs, inputs]`.
     pub weight: Weight<'a, B>,
     /// `[outputs]`.
@@ -131,14 +131,14 @@ pub struct Linear<'a, B: Backend + ?Sized> {
 }
 
 /// Linear layers that read the same input and write side by side: q, k, v or gate, up; also a single one.
-pub struct Group<'a, B: Backend + ?Sized> {
+pub struct Group<'a, B: Backend> {
     /// Columns of the input.
     pub inputs: usize,
     /// The layers; their outputs stand in this order in a row of the result.
     pub members: Vec<Linear<'a, B>>,
 }
 
-impl<B: Backend + ?Sized> Group<'_, B> {
+impl<B: Backend> Group<'_, B> {
     /// Columns of the result.
     pub fn outputs(&self) -> usize {
         self.members.iter().map(|m| m.outputs).sum()
@@ -146,7 +146,7 @@ impl<B: Backend + ?Sized> Group<'_, B> {
 }
 
 /// What happens to a linear layer's result before it is stored.
-pub enum Epilogue<'a, B: Backend + ?Sized> {
+pub enum Epilogue<'a, B: Backend> {
     /// Nothing.
     None,
     /// `[rows, outputs]` is added.

@@ -75,8 +75,7 @@ pub fn explore(plan: &Plan, observer: &mut dyn Observer) -> Result<Vec<Explored>
                 ))),
             }
         }
-        let counters: Vec<Box<dyn Fn(&str) -> usize + '_>> =
-            readers.iter().map(Reader::counter).collect();
+        let counters: Vec<Counter> = readers.iter().map(Reader::counter).collect();
         let tokens: Vec<Tokens> = readers
             .iter()
             .zip(&counters)
@@ -135,6 +134,9 @@ pub fn here(model: &Model) -> Option<PathBuf> {
     }
 }
 
+/// Counts the tokens of a text.
+type Counter<'a> = Box<dyn Fn(&str) -> usize + 'a>;
+
 /// A model's text side and a task.
 struct Reader<'a> {
     task: &'a Task,
@@ -158,7 +160,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn counter(&self) -> Box<dyn Fn(&str) -> usize + '_> {
+    fn counter(&self) -> Counter<'_> {
         // A text that a tokenizer refuses is reported when its prompt is rendered.
         Box::new(|text| {
             self.tokenizer

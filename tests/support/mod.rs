@@ -1,5 +1,5 @@
 //! What several test files need: the shared folder, and a tiny model on disk.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used, clippy::print_stderr)]
 
 use medft_engine::model::config::Config;
 use medft_engine::model::trained::model_shapes;

@@ -32,6 +32,9 @@ pub struct Chunk<'a> {
     pub dz: &'a [f32],
 }
 
+/// The scale of the gradients, and what takes each chunk.
+pub type Backward<'a> = (f32, &'a mut dyn FnMut(Chunk));
+
 impl<'a> Head<'a> {
     /// The linear layer for so many rows.
     pub fn layer(&self, rows: usize) -> Layer<'a> {
@@ -55,12 +58,7 @@ impl<'a> Head<'a> {
     }
 
     /// Losses, one a target. With `backward`, every chunk is handed over with the gradients of its logits times that scale.
-    pub fn loss(
-        &self,
-        x: &[f32],
-        targets: &[Target],
-        mut backward: Option<(f32, &mut dyn FnMut(Chunk))>,
-    ) -> Vec<f32> {
+    pub fn loss(&self, x: &[f32], targets: &[Target], mut backward: Option<Backward>) -> Vec<f32> {
         let mut losses = Vec::with_capacity(targets.len());
         let rows = (CHUNK / self.vocab.max(1)).max(1);
         let mut z = vec![0.0; rows.min(targets.len()) * self.vocab];

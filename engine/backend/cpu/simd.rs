@@ -66,7 +66,7 @@ fn exp<const FMA: bool>(x: f32) -> f32 {
     p = fma::<FMA>(p, r, 8.333_452e-3);
     p = fma::<FMA>(p, r, 4.166_579_6e-2);
     p = fma::<FMA>(p, r, 1.666_666_5e-1);
-    p = fma::<FMA>(p, r, 5.000_000_1e-1);
+    p = fma::<FMA>(p, r, 0.5);
     let e = fma::<FMA>(p, r * r, r) + 1.0;
     // n stands in the low bits of `shifted`, and in [-126, 127] after the clamp: 2^n.
     e * f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()))
