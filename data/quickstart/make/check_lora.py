@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Fine-tune the small model with PEFT and score both models: what the engine should about reach.
 
-    python3 check_lora.py [--seeds 3] [--rank 16] [--rate 2e-3] [--epochs 8] [--batch 16]
+    python3 check_lora.py [--seeds 3] [--rank 16] [--rate 4e-3] [--epochs 5] [--batch 16]
 
 Needs torch, transformers, peft. Same prompt, same loss (answer tokens only, averaged over the batch's
 answer tokens), cosine after a linear warm-up, clip 1.0, greedy decoding; 70/15/15 within each code.
@@ -112,8 +112,8 @@ def main():
     parser.add_argument("--folder", type=Path, default=HERE.parent, help="holds small/, large/ and notes.csv")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=4e-3)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--warmup", type=int, default=10)
     parser.add_argument("--zero-shot", action="store_true", help="score the untuned models, too")

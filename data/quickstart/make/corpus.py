@@ -2,8 +2,9 @@
 
 Five kinds: the coding task on codes that the quickstart does not use, reading questions about such
 notes, the code table as text and as questions, whole records with an assessment, and short
-descriptions of conditions. No document holds a note of a quickstart condition: of those 40 codes the
-models see the official title in the table, as of any other code, and nothing more.
+descriptions of conditions. No document holds a note of a quickstart condition, and none of those 40 codes
+is the answer to a note; their official titles stand in the table, as any other code's. Sibling conditions in
+`others.py` share templates with them, so many single sentences do occur here.
 
 A document is a list of `(text, weight)`: the weight counts the loss on that piece.
 """

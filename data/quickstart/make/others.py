@@ -1,7 +1,7 @@
 """Conditions that only the pretraining text knows: none of their codes is in the quickstart notes.
 
 `HAND` is written out: siblings of the quickstart's codes (the same joint, the same gland, another
-stage) and common complaints. `families` turns the official titles of injuries and of joint, skin, eye
+stage), which share some of their templates, and common complaints. `families` turns the official titles of injuries and of joint, skin, eye
 and ear diseases, which follow a pattern (`Contusion of left forearm, initial encounter`), into several
 hundred more with the same few templates.
 """
