@@ -100,6 +100,6 @@ pub fn main() -> ExitCode {
         Err(Failure::Work(error)) => (1, error),
         Err(Failure::Input(error)) => (2, error),
     };
-    eprintln!("error: {error:#}");
+    eprintln!("error: {}", output::sentence(&error));
     ExitCode::from(code)
 }
