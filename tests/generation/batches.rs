@@ -157,6 +157,7 @@ fn what_cannot_be_read_is_an_error_with_its_row() {
     ));
     let single = score(&decoder, None, &[vec![7]]).unwrap();
     assert_eq!((single[0].logprobs.len(), single[0].perplexity), (0, 1.0));
+    assert!(single[0].nll == 0.0 && single[0].nll.is_sign_positive());
     assert_eq!(score(&decoder, None, &[]).unwrap(), []);
     assert_eq!(answers(&decoder, None, &greedy(3), &[], &[]), []);
 }
