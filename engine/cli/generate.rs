@@ -114,9 +114,9 @@ pub fn run(args: Args) -> Outcome {
     let prompts = match (prompt, chat, ids) {
         (Some(text), ..) => vec![model.tokenizer()?.encode_plain(text).input()?],
         (_, Some(chat), _) => {
-            let template = ChatTemplate::load(&args.model.model).input()?;
-            let rendered = chat.render(&template)?;
-            vec![model.tokenizer()?.encode_rendered(&rendered).input()?]
+            let tokenizer = model.tokenizer()?;
+            let rendered = chat.render(&ChatTemplate::load(&args.model.model).input()?)?;
+            vec![tokenizer.encode_rendered(&rendered).input()?]
         }
         (_, _, Some(ids)) => ids,
         (None, None, None) => return Err(Failure::Said(2)),

@@ -108,6 +108,6 @@ pub fn main() -> ExitCode {
         Err(Failure::Work(error)) => (1, error),
         Err(Failure::Input(error)) => (2, error),
     };
-    eprintln!("error: {error:#}");
+    eprintln!("error: {}", output::sentence(&error));
     ExitCode::from(code)
 }

@@ -1,4 +1,6 @@
-//! Writing the answer to stdout.
+//! How answers and failures look: stdout, JSON, colours, the sentence of an error.
+//!
+//! Holds no wording of its own. Invariant: with `--json`, stdout is one JSON value or nothing.
 
 use super::{Blame, Outcome};
 use std::io::{ErrorKind, Write};
@@ -21,4 +23,34 @@ pub fn json(value: &impl serde::Serialize) -> Outcome {
 pub fn colors() -> bool {
     use std::io::IsTerminal;
     std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+}
+
+/// An error and its causes in one sentence. Many messages quote their cause already; it is not said twice.
+pub fn sentence(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::{Context, anyhow};
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let quoted = Err::<(), _>(anyhow!("no such file")).context("a.json: no such file; make it");
+        assert_eq!(
+            sentence(&quoted.unwrap_err()),
+            "a.json: no such file; make it"
+        );
+        let plain = Err::<(), _>(anyhow!("no such file")).context("a.json");
+        assert_eq!(sentence(&plain.unwrap_err()), "a.json: no such file");
+    }
 }

@@ -51,8 +51,9 @@ pub fn score<B: Backend>(
         let mut losses = decoder.losses(trained, &batch, n, &mut ws).into_iter();
         for ids in rows {
             let logprobs: Vec<f32> = losses.by_ref().take(ids.len() - 1).map(|l| -l).collect();
-            let sum: f64 = logprobs.iter().map(|l| f64::from(*l)).sum();
-            let nll = -sum / logprobs.len().max(1) as f64;
+            // From a positive zero: an empty sum is -0, which JSON would show.
+            let sum = logprobs.iter().fold(0.0, |sum, l| sum - f64::from(*l));
+            let nll = sum / logprobs.len().max(1) as f64;
             scores.push(Score {
                 ids: ids.clone(),
                 logprobs,

@@ -1,7 +1,7 @@
 //! Whole trainings of tiny models, as a recipe's train block runs them.
 //!
 //! `setup` is the bench that all other files work on.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 #[path = "../support/golden.rs"]
 mod references;

@@ -140,7 +140,8 @@ fn what_a_kill_leaves_is_removed_and_other_folders_stay() {
 #[test]
 fn a_damaged_or_foreign_checkpoint_is_an_error_that_names_it() {
     let (bench, settings) = (Bench::new(), settings());
-    let damages: [(&str, fn(Vec<u8>) -> Vec<u8>, &str); 5] = [
+    type Damage = fn(Vec<u8>) -> Vec<u8>;
+    let damages: [(&str, Damage, &str); 5] = [
         ("state.json", |_| b"{}".to_vec(), "not a checkpoint"),
         (
             "state.json",
