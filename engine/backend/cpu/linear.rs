@@ -102,38 +102,19 @@ impl Layer<'_> {
         });
     }
 
-    /// `y =`, where every row is a sequence's only new token: bound by reading the weight, so each of its rows is read
-    /// once, widened in registers or L1, and met with all of x. Sums run in the same order for any number of rows.
-    pub fn decode(&self, x: &[f32], y: &mut [f32]) {
+    /// Outputs `from..from + out.len() / rows` of a decoding step, `[outputs, rows]`.
+    fn decode_rows(&self, from: usize, x: &[f32], out: &mut [f32]) {
         let (rows, inputs) = (self.rows, self.inputs);
-        let grain = (TASK / inputs.max(1)).clamp(8, 256);
-        let mut columns = vec![0.0; self.outputs * rows]; // [outputs, rows]
-        let task = |(task, out): (usize, &mut [f32])| {
-            let mut scratch = vec![0.0; inputs];
-            for (i, out) in out.chunks_exact_mut(rows).enumerate() {
-                let o = task * grain + i;
-                let range = o * inputs..(o + 1) * inputs;
-                match self.weight.values() {
-                    Values::F32(v) => dots(&v[range], x, out),
-                    Values::Bf16(v) if rows == 1 => {
-                        out[0] = simd::dot_bf16(&x[..inputs], &v[range])
-                    }
-                    _ => {
-                        self.weight.row(o, inputs, &mut scratch);
-                        dots(&scratch, x, out);
-                    }
+        let mut scratch = vec![0.0; inputs];
+        for (o, out) in (from..).zip(out.chunks_exact_mut(rows)) {
+            let range = o * inputs..(o + 1) * inputs;
+            match self.weight.values() {
+                Values::F32(v) => dots(&v[range], x, out),
+                Values::Bf16(v) if rows == 1 => out[0] = simd::dot_bf16(&x[..inputs], &v[range]),
+                _ => {
+                    self.weight.row(o, inputs, &mut scratch);
+                    dots(&scratch, x, out);
                 }
-            }
-        };
-        if rows > 0 {
-            columns
-                .par_chunks_mut(grain * rows)
-                .enumerate()
-                .for_each(task);
-        }
-        for (o, column) in columns.chunks_exact(rows.max(1)).enumerate() {
-            for (r, value) in column.iter().enumerate() {
-                y[r * self.y.stride + self.y.at + o] = *value;
             }
         }
     }
@@ -167,6 +148,37 @@ impl Layer<'_> {
                 dw,
                 self.inputs,
             );
+        }
+    }
+}
+
+/// `y =` of layers with one x, where every row is a sequence's only new token: bound by reading the weights, so each of their rows is read
+/// once, widened in registers or L1, and met with all of x. Sums run in the same order for any number of rows. All layers are one
+/// parallel region: waking the threads costs as much as a small layer.
+pub fn decode(layers: &[Layer], x: &[f32], y: &mut [f32]) {
+    let rows = layers.first().map_or(0, |l| l.rows);
+    if rows == 0 {
+        return;
+    }
+    let outputs: usize = layers.iter().map(|l| l.outputs).sum();
+    let mut columns = vec![0.0; outputs * rows]; // [outputs, rows]
+    let (mut tasks, mut rest) = (Vec::new(), &mut columns[..]);
+    for layer in layers {
+        let (own, later) = rest.split_at_mut(layer.outputs * rows);
+        let grain = (TASK / layer.inputs.max(1)).clamp(8, 256);
+        let chunks = own.chunks_mut(grain * rows).enumerate();
+        tasks.extend(chunks.map(|(i, out)| (layer, i * grain, out)));
+        rest = later;
+    }
+    tasks
+        .into_par_iter()
+        .for_each(|(layer, from, out)| layer.decode_rows(from, x, out));
+    let mut columns = columns.chunks_exact(rows);
+    for layer in layers {
+        for (o, column) in columns.by_ref().take(layer.outputs).enumerate() {
+            for (r, value) in column.iter().enumerate() {
+                y[r * layer.y.stride + layer.y.at + o] = *value;
+            }
         }
     }
 }

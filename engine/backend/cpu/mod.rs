@@ -309,12 +309,14 @@ impl Backend for Cpu {
     ) {
         let decoding = decoding(batch);
         let stride = group.outputs();
-        for Member { layer, branch, own } in members(group, values, batch, rows) {
-            if decoding {
-                layer.decode(x, y);
-            } else {
-                layer.forward(x, y);
-            }
+        let members = members(group, values, batch, rows);
+        if decoding {
+            let layers: Vec<Layer> = members.iter().map(|m| m.layer).collect();
+            linear::decode(&layers, x, y);
+        } else {
+            members.iter().for_each(|m| m.layer.forward(x, y));
+        }
+        for Member { layer, branch, own } in members {
             if let Some(bias) = &own.bias {
                 let (bias, columns) = (vector(bias, values), layer.y.at..layer.y.at + own.outputs);
                 let rows = y.chunks_exact_mut(stride).take(rows);
@@ -508,7 +510,7 @@ impl Backend for Cpu {
         let layer = h.layer(batch.targets.len());
         let x = h.gather(x, &batch.targets);
         if decoding(batch) {
-            layer.decode(&x, &mut z);
+            linear::decode(&[layer], &x, &mut z);
         } else {
             layer.forward(&x, &mut z);
         }
