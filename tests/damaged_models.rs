@@ -1,7 +1,12 @@
 //! Damaged model files: an error sentence with the file's name, never a panic.
 //!
 //! `PROPTEST_CASES=20000 cargo test --release --test damaged_models` is the long run.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, clippy::print_stdout)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    clippy::print_stdout
+)]
 
 mod support;
 

@@ -1,5 +1,10 @@
 //! The decoder against Transformers + PEFT in float64 (../shared/golden): logits, loss, gradients, three optimizer steps.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, clippy::print_stdout)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    clippy::print_stdout
+)]
 
 use medft_dsl::plan::Precision;
 use medft_engine::backend::cpu::Cpu;

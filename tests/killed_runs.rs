@@ -1,7 +1,12 @@
 //! A run that is killed at random moments ends with the bits of an undisturbed one.
 //!
 //! `MEDFT_KILLS=10 cargo test --release --test killed_runs` is the long form.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr, clippy::print_stdout)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    clippy::print_stdout
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
