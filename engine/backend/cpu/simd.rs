@@ -66,7 +66,7 @@ fn exp<const FMA: bool>(x: f32) -> f32 {
     p = fma::<FMA>(p, r, 8.333_452e-3);
     p = fma::<FMA>(p, r, 4.166_579_6e-2);
     p = fma::<FMA>(p, r, 1.666_666_5e-1);
-    p = fma::<FMA>(p, r, 5.000_000_1e-1);
+    p = fma::<FMA>(p, r, 0.5);
     let e = fma::<FMA>(p, r * r, r) + 1.0;
     // n stands in the low bits of `shifted`, and in [-126, 127] after the clamp: 2^n.
     e * f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()))
@@ -77,8 +77,8 @@ fn sigmoid<const FMA: bool>(x: f32) -> f32 {
     1.0 / (1.0 + exp::<FMA>(-x))
 }
 
-/// The sum of the lanes, as a fixed tree of halves. Not inlined: the compiler would vectorise across the accumulators of [`dot4`] to share
-/// these few additions, and shuffle in the loop for it (4 times slower).
+/// The sum of the lanes, as a fixed tree of halves. Not inlined: the compiler would cut or mix the accumulators of the loop before it to
+/// vectorise these few additions, and run that loop 3 times slower.
 #[inline(never)]
 fn lane_sum(acc: [f32; LANES]) -> f32 {
     let eight: [f32; 8] = std::array::from_fn(|i| acc[i] + acc[i + 8]);
