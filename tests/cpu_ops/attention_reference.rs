@@ -2,13 +2,8 @@
 //!
 //! The backward pass is proven against central differences of the forward pass.
 
-use crate::near::{Near, exact};
+use crate::near::{Near, ONE, exact};
 use medft_engine::backend::{Heads, Sequence};
-
-const ONE: Near = Near {
-    value: 1.0,
-    error: 0.0,
-};
 
 /// `1 / sqrt(dim)`, rounded twice.
 fn scale(heads: &Heads) -> Near {

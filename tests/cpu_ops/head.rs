@@ -1,17 +1,12 @@
 //! `head_loss` with and without its backward pass, and `head_logits`.
 
 use crate::draw::{Draw, Flat, pack, poison};
-use crate::near::{Near, agree, agree_exactly_long, exact, same_bits};
+use crate::near::{Near, ONE, agree, agree_exactly_long, exact, same_bits};
 use crate::weights::{Form, Matrix, forms, frozen};
 use medft_engine::backend::cpu::Cpu;
 use medft_engine::backend::{Backend, HeadBackward, Packed, Slot, Target, Weight};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
-
-const ONE: Near = Near {
-    value: 1.0,
-    error: 0.0,
-};
 
 /// A head and the hidden states of a batch.
 struct Case {

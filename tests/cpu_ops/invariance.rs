@@ -123,7 +123,7 @@ fn a_packed_sequence_is_a_sequence_alone() {
             .flat_map(|p| logits(decoder, Some(&trained), p))
             .collect();
         same_bits(&format!("{name}: logits"), &together, &apart).unwrap();
-        let (losses, grads) = train(decoder, &trained, None, &[whole.clone()]);
+        let (losses, grads) = train(decoder, &trained, None, std::slice::from_ref(&whole));
         let (losses_alone, grads_alone) = train(decoder, &trained, None, &alone);
         same_bits(&format!("{name}: losses"), &losses, &losses_alone).unwrap();
         assert_same_sums(name, &trained, whole.tokens(), &grads, &grads_alone);
@@ -135,8 +135,13 @@ fn micro_batches_see_the_same_dropout_masks() {
     for_each_model(|name, decoder| {
         let trained = adapters(decoder, 1);
         let whole = batch(decoder, &LENGTHS, 2);
-        let (losses, grads) = train(decoder, &trained, Some(DROPOUT), &[whole.clone()]);
-        let (without, _) = train(decoder, &trained, None, &[whole.clone()]);
+        let (losses, grads) = train(
+            decoder,
+            &trained,
+            Some(DROPOUT),
+            std::slice::from_ref(&whole),
+        );
+        let (without, _) = train(decoder, &trained, None, std::slice::from_ref(&whole));
         assert!(losses != without, "{name}: dropout changes nothing");
         for rows in [1, 3] {
             let (l, g) = train(decoder, &trained, Some(DROPOUT), &passes(&whole, rows));
@@ -158,9 +163,14 @@ fn the_number_of_threads_changes_no_bit() {
         let whole = batch(decoder, &[300, 65, 1, 200], 2);
         let on = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-            pool.build()
-                .unwrap()
-                .install(|| train(decoder, &trained, Some(DROPOUT), &[whole.clone()]))
+            pool.build().unwrap().install(|| {
+                train(
+                    decoder,
+                    &trained,
+                    Some(DROPOUT),
+                    std::slice::from_ref(&whole),
+                )
+            })
         };
         let (losses, grads) = on(1);
         for threads in [2, 3, 5] {
@@ -194,8 +204,8 @@ fn an_adapter_with_zero_b_changes_no_bit() {
     });
 }
 
-/// Decodes prompts with the tokens that were drawn for each row, the rows `leave[step]` leaving after that step; returns each row's logits
-/// of every step.
+/// Decodes each row's prompt and then the answer that was drawn for it, up to `steps(row)` of its tokens, after which it leaves the batch;
+/// returns the logits of every step, row by row.
 fn forced_decoding(
     decoder: &Decoder<Cpu>,
     trained: &Trained<Cpu>,
@@ -264,7 +274,7 @@ fn an_answers_logits_do_not_depend_on_the_rows_beside_it() {
             .collect();
         for size in [3, 8, 17] {
             // Every third row leaves after two steps, so that slots move.
-            let steps = |row: usize| if row % 3 == 0 { 2 } else { 99 };
+            let steps = |row: usize| if row.is_multiple_of(3) { 2 } else { 99 };
             let together = forced_decoding(decoder, &trained, &rows[..size], steps);
             for (row, (got, want)) in together.iter().zip(&alone).enumerate() {
                 let what = format!("{name}: row {row} of {size}");

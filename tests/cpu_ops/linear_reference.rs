@@ -2,7 +2,7 @@
 //!
 //! Holds `y = x W^T + bias + low B^T`, `low = scale * m x A^T`, and their gradients; m is the dropout mask, 0 or 1 / (1 - p).
 
-use crate::near::{Near, exact};
+use crate::near::{Near, ONE, exact};
 
 /// One layer.
 pub struct Member {
@@ -48,11 +48,6 @@ pub struct Before<'a> {
     pub a: &'a [f32],
     pub b: &'a [f32],
 }
-
-const ONE: Near = Near {
-    value: 1.0,
-    error: 0.0,
-};
 
 impl Adapter {
     fn dropped(&self, x: &[Near]) -> Vec<Near> {

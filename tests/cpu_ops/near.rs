@@ -23,6 +23,12 @@ pub struct Near {
     pub error: f64,
 }
 
+/// 1, exactly.
+pub const ONE: Near = Near {
+    value: 1.0,
+    error: 0.0,
+};
+
 /// How many unit roundoffs a sum of `n` products may be off: never more than `n` (Higham, lemma 3.1), and with n large not more than
 /// `6 sqrt(n)` but with probability 2 n e^-18 (Higham and Mary 2019, theorem 2.4, lambda = 6).
 pub fn roundings(n: usize) -> f64 {
@@ -181,7 +187,7 @@ pub fn agree_exactly_long(what: &str, got: &[f32], want: &[Near]) -> Result<(), 
         let difference = (f64::from(*got) - want.value).abs();
         // A NaN is far, too.
         let near = difference <= want.error + SMALLEST_NORMAL;
-        (!near).then(|| (i, *got, *want))
+        (!near).then_some((i, *got, *want))
     };
     let failed: Vec<_> = got.iter().zip(want).enumerate().filter_map(far).collect();
     match failed.first() {

@@ -1,15 +1,10 @@
 //! `adamw`, `norm`, `zero`, `write` and `read`.
 
 use crate::draw::Draw;
-use crate::near::{Near, agree_exactly_long, exact, same_bits};
+use crate::near::{Near, ONE, agree_exactly_long, exact, same_bits};
 use medft_engine::backend::cpu::Cpu;
 use medft_engine::backend::{AdamWStep, Backend, Slot};
 use proptest::prelude::*;
-
-const ONE: Near = Near {
-    value: 1.0,
-    error: 0.0,
-};
 
 /// Around one task's share of an elementwise op.
 fn sizes() -> impl Strategy<Value = usize> {

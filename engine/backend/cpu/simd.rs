@@ -77,8 +77,8 @@ fn sigmoid<const FMA: bool>(x: f32) -> f32 {
     1.0 / (1.0 + exp::<FMA>(-x))
 }
 
-/// The sum of the lanes, as a fixed tree of halves. Not inlined: the compiler would vectorise across the accumulators of [`dot4`] to share
-/// these few additions, and shuffle in the loop for it (4 times slower).
+/// The sum of the lanes, as a fixed tree of halves. Not inlined: the compiler would cut or mix the accumulators of the loop before it to
+/// vectorise these few additions, and run that loop 3 times slower.
 #[inline(never)]
 fn lane_sum(acc: [f32; LANES]) -> f32 {
     let eight: [f32; 8] = std::array::from_fn(|i| acc[i] + acc[i + 8]);
