@@ -64,7 +64,7 @@ impl Machine {
         });
         let hub = Hub::from_env();
         Machine {
-            engine: env!("CARGO_PKG_VERSION").to_string(),
+            engine: version(),
             system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
             cpu,
             cores: std::thread::available_parallelism().map_or(1, usize::from),
@@ -117,6 +117,16 @@ impl Machine {
             format!("hub cache  {}", self.hub_cache.display()),
             format!("hub token  {token}"),
         ]
+    }
+}
+
+/// Version of this program, with its commit where that is known.
+fn version() -> String {
+    let (version, commit) = (env!("CARGO_PKG_VERSION"), env!("MEDFT_COMMIT"));
+    if commit.is_empty() {
+        version.to_string()
+    } else {
+        format!("{version} ({commit})")
     }
 }
 

@@ -109,10 +109,10 @@ fn assert_close(what: &str, got: &[f32], want: &[f32], bound: f32) {
     let (mut worst, mut at, mut count) = (0.0, 0, 0);
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
         let d = (g - w).abs();
-        if !(d <= bound) {
+        if d > bound || d.is_nan() {
             count += 1;
         }
-        if !(d <= worst) {
+        if d > worst || d.is_nan() {
             (worst, at) = (d, i);
         }
     }

@@ -74,7 +74,7 @@ fn counts(plan: &Plan) -> String {
 
 fn describe(need: &Need) -> String {
     let Some(bytes) = need.bytes() else {
-        return "not on this machine yet: it will be downloaded, and its needs are unknown until then".to_string();
+        return "not on this machine yet, so its needs are unknown".to_string();
     };
     let mut parts = vec![
         format!("{} of memory", size(bytes)),

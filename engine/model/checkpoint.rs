@@ -192,7 +192,6 @@ impl Tensor {
 pub struct Checkpoint {
     dir: PathBuf,
     tensors: BTreeMap<String, Tensor>,
-    files: Vec<PathBuf>,
 }
 
 impl Checkpoint {
@@ -219,7 +218,6 @@ impl Checkpoint {
         Ok(Checkpoint {
             dir: dir.to_path_buf(),
             tensors,
-            files,
         })
     }
 
@@ -248,21 +246,6 @@ impl Checkpoint {
             });
         }
         Ok(tensor)
-    }
-
-    /// The tensor `name`, if there is one.
-    pub fn find(&self, name: &str) -> Option<&Tensor> {
-        self.tensors.get(name)
-    }
-
-    /// Names of all tensors.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
-    }
-
-    /// The files that hold the weights.
-    pub fn files(&self) -> &[PathBuf] {
-        &self.files
     }
 }
 

@@ -11,7 +11,7 @@ use crate::data::rows::{Rows, read_rows};
 use crate::text::example::{Renderer, Row};
 use crate::text::template::ChatTemplate;
 use crate::text::tokenizer::Tokenizer;
-use medft_dsl::plan::{Data, Model, Plan, Source, Task, Weights};
+use medft_dsl::plan::{Data, Model, Plan, Task, Weights};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -47,16 +47,7 @@ pub fn explore(plan: &Plan, observer: &mut dyn Observer) -> Result<Vec<Explored>
     let tree = CodeTree::shipped();
     let mut explored = Vec::new();
     for data in &plan.data {
-        let path = match &data.source {
-            Source::Csv { path, .. } | Source::Jsonl { path } => path.clone(),
-            Source::Hf {
-                repo,
-                file,
-                revision,
-            } => {
-                Hub::from_env().dataset_file(repo, file, revision, &mut Downloads::new(observer))?
-            }
-        };
+        let path = Hub::from_env().source_file(&data.source, &mut Downloads::new(observer))?;
         let rows = read_rows(data, &path, tree)?;
         let clusters = near::clusters(
             &rows

@@ -69,6 +69,14 @@ pub enum StudyError {
         /// The folder.
         dir: PathBuf,
     },
+    /// An adapter to start from is not there.
+    #[error("train `{name}`: {} is not a folder; `init` names a PEFT adapter to go on from", dir.display())]
+    NoAdapter {
+        /// The train block.
+        name: String,
+        /// The folder.
+        dir: PathBuf,
+    },
     /// A file or folder could not be read or changed.
     #[error("{}: {source}", path.display())]
     Io {
@@ -146,6 +154,7 @@ impl StudyError {
     pub fn is_input(&self) -> bool {
         match self {
             StudyError::NoModel { .. }
+            | StudyError::NoAdapter { .. }
             | StudyError::NothingToResume { .. }
             | StudyError::NoSystem { .. }
             | StudyError::NotTrained { .. }

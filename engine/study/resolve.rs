@@ -8,7 +8,7 @@ use super::models::{Downloads, model_dir};
 use super::observer::Observer;
 use super::store::{Store, key};
 use crate::data::hub::Hub;
-use medft_dsl::plan::{Adapter, Data, Evaluate, Model, Plan, Source, Task, Train};
+use medft_dsl::plan::{Adapter, Data, Evaluate, Model, Plan, Task, Train};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -74,24 +74,18 @@ impl<'a> Resolved<'a> {
             }) = system.train
                 && let Some(dir) = &lora.init
             {
+                if !dir.is_dir() {
+                    return Err(StudyError::NoAdapter {
+                        name: system.name.to_string(),
+                        dir: dir.clone(),
+                    });
+                }
                 let print = folder_print(dir, store)?;
                 resolved.adapters.insert(dir.clone(), print);
             }
         }
         for data in resolved.data_in_use()? {
-            let path = match &data.source {
-                Source::Csv { path, .. } | Source::Jsonl { path } => path.clone(),
-                Source::Hf {
-                    repo,
-                    file,
-                    revision,
-                } => Hub::from_env().dataset_file(
-                    repo,
-                    file,
-                    revision,
-                    &mut Downloads::new(observer),
-                )?,
-            };
+            let path = Hub::from_env().source_file(&data.source, &mut Downloads::new(observer))?;
             if !path.is_file() {
                 // The reader has the sentence for it.
                 crate::data::rows::read_rows(data, &path, crate::data::icd10::CodeTree::shipped())?;

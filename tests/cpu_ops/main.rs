@@ -9,7 +9,6 @@
     clippy::print_stderr,
     clippy::print_stdout
 )]
-
 // A test may panic and say why it skips.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 

@@ -1,0 +1,146 @@
+//! Whole runs of the quickstart, cut short: what is reused, what is said, which exit code.
+#![allow(clippy::unwrap_used)]
+
+use assert_cmd::Command;
+use std::path::Path;
+
+/// `medft-engine ARGS` in the repository's folder: exit code, stdout, stderr.
+fn engine(args: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_medft-engine"));
+    let output = command
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(args)
+        .output()
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (
+        output.status.code().unwrap(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+/// Four training steps and five test rows.
+const SHORT: [&str; 4] = ["--set", "small_lora.max_steps=4", "--set", "all.limit=5"];
+
+fn run(out: &Path, more: &[&str]) -> (i32, String, String) {
+    let mut args = vec![
+        "run",
+        "recipes/quickstart.rcp",
+        "--out",
+        out.to_str().unwrap(),
+    ];
+    args.extend(SHORT);
+    args.extend(more);
+    engine(&args)
+}
+
+#[test]
+fn a_second_run_does_nothing_and_a_changed_decoding_does_not_train_again() {
+    let out = tempfile::tempdir().unwrap();
+    let (code, first, log) = run(out.path(), &[]);
+    assert_eq!(code, 0, "{log}");
+    assert!(log.contains("train    small_lora  to do"), "{log}");
+    assert!(
+        first.contains("majority code") && first.contains("title look-up"),
+        "{first}"
+    );
+
+    let (code, second, log) = run(out.path(), &[]);
+    assert_eq!(code, 0);
+    assert!(log.contains("nothing to do"), "{log}");
+    assert_eq!(first, second);
+
+    let (code, _, log) = run(out.path(), &["--set", "all.greedy.max_new=3"]);
+    assert_eq!(code, 0, "{log}");
+    assert!(log.contains("train    small_lora  done"), "{log}");
+    assert!(log.contains("predict  large       to do"), "{log}");
+
+    let (code, _, log) = run(out.path(), &["--set", "small_lora.lr=1e-3"]);
+    assert_eq!(code, 2, "an unknown field: {log}");
+    let (code, _, log) = run(out.path(), &["--set", "small_lora.adamw.lr=1e-3"]);
+    assert_eq!(code, 0, "{log}");
+    assert!(log.contains("train    small_lora  to do"), "{log}");
+    assert!(
+        log.contains("predict  large       done"),
+        "only the tuned model changes: {log}"
+    );
+}
+
+#[test]
+fn a_run_leaves_what_the_architecture_promises() {
+    let out = tempfile::tempdir().unwrap();
+    let (code, stdout, log) = run(out.path(), &["--json"]);
+    assert_eq!(code, 0, "{log}");
+    let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(report["evaluations"][0]["rows"], 5);
+    let dir = std::fs::read_dir(out.path().join("quickstart"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    for name in [
+        "recipe.rcp",
+        "plan.json",
+        "environment.json",
+        "report.html",
+        "report.json",
+        "plots",
+        "predictions/all/small_lora.jsonl",
+        "train/small_lora/metrics.jsonl",
+        "train/small_lora/adapter/adapter_config.json",
+        "train/small_lora/adapter/adapter_model.safetensors",
+    ] {
+        assert!(dir.join(name).exists(), "{name}");
+    }
+    let (code, again, _) = engine(&["report", dir.to_str().unwrap(), "--json"]);
+    assert_eq!(code, 0);
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&again).unwrap()[0],
+        report
+    );
+}
+
+#[test]
+fn wrong_input_is_a_sentence_and_code_2() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("runs");
+    let recipe = dir.path().join("r.rcp");
+    let base = std::fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/quickstart.rcp"),
+    )
+    .unwrap();
+    let quickstart = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/quickstart");
+    let base = base.replace("../data/quickstart", quickstart.to_str().unwrap());
+    let cases = [
+        ("notes.csv\")", "no_notes.csv\")", "no_notes.csv"),
+        ("column(\"note\")", "column(\"nope\")", "nope"),
+        ("quickstart/small\")", "quickstart/tiny\")", "tiny"),
+        ("epochs = 4", "epochs = -1", "epochs"),
+        ("max_tokens = 512", "max_tokens = 24", "max_tokens"),
+    ];
+    for (from, to, named) in cases {
+        let text = base.replacen(from, to, 1);
+        assert_ne!(text, base, "{from}");
+        std::fs::write(&recipe, text).unwrap();
+        let (code, stdout, log) = engine(&[
+            "run",
+            recipe.to_str().unwrap(),
+            "--out",
+            out.to_str().unwrap(),
+        ]);
+        assert_eq!(code, 2, "{to}: {log}");
+        assert!(log.contains(named), "{to}: {log}");
+        assert!(
+            stdout.is_empty() && !log.contains("panicked"),
+            "{to}: {log}"
+        );
+    }
+    let (code, _, log) = engine(&["run", "recipes/no_such.rcp"]);
+    assert_eq!(code, 2);
+    assert!(log.contains("no_such.rcp"), "{log}");
+    let (code, _, log) = engine(&["run", "recipes/quickstart.rcp", "--device", "cuda"]);
+    assert_eq!(code, 2);
+    assert!(log.contains("CPU only"), "{log}");
+}
