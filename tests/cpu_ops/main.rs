@@ -10,7 +10,6 @@
     clippy::print_stdout
 )]
 // A test may panic and say why it skips.
-#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod attention;
 mod attention_reference;
