@@ -3,13 +3,13 @@
 //! Holds the rooms: `near` is the arithmetic of the references and their bounds, `draw` the random inputs; the others test one family
 //! each. It refuses tolerances found by trial. Invariant: a buffer that an op overwrites arrives full of NaN, and every buffer ends in NaN
 //! that nobody may read or write.
+// A test may panic and say why it skips.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::print_stderr,
     clippy::print_stdout
 )]
-// A test may panic and say why it skips.
 
 mod attention;
 mod attention_reference;
