@@ -3,21 +3,14 @@
 //! Skips, and says so, where the shared folder is not there.
 #![allow(clippy::unwrap_used, clippy::print_stderr)] // tests
 
+mod support;
+
 use medft_engine::data::icd10::{CodeStatus, CodeTree, Kind};
 use std::io::Read;
 use std::path::PathBuf;
 
 fn folder() -> Option<PathBuf> {
-    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared");
-    let shared = std::env::var_os("MEDFT_SHARED").map_or(beside.into(), PathBuf::from);
-    let folder = shared.join("data/icd10cm");
-    if !folder.exists() {
-        eprintln!(
-            "skipped: {} is not there; set MEDFT_SHARED",
-            folder.display()
-        );
-    }
-    folder.exists().then_some(folder)
+    support::shared("data/icd10cm")
 }
 
 #[test]

@@ -4,6 +4,8 @@
 //! Skips, and says so, where the shared folder is not there.
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr)] // tests
 
+mod support;
+
 use medft_dsl::plan::{Data, Level, Redact, Source, Split, TextView};
 use medft_engine::data::explore::{Tokens, explore, render_text};
 use medft_engine::data::icd10::CodeTree;
@@ -15,13 +17,7 @@ use medft_engine::data::titles::TitleLookup;
 use std::path::PathBuf;
 
 fn shared(file: &str) -> Option<PathBuf> {
-    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared");
-    let folder = std::env::var_os("MEDFT_SHARED").map_or(beside.into(), PathBuf::from);
-    let path = folder.join("data/medsynth").join(file);
-    if !path.exists() {
-        eprintln!("skipped: {} is not there; set MEDFT_SHARED", path.display());
-    }
-    path.exists().then_some(path)
+    support::shared(&format!("data/medsynth/{file}"))
 }
 
 fn notes(text: TextView, redact: Redact) -> Option<Rows> {

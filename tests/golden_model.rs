@@ -6,6 +6,8 @@
     clippy::print_stdout
 )]
 
+mod support;
+
 use medft_dsl::plan::Precision;
 use medft_engine::backend::cpu::Cpu;
 use medft_engine::backend::{AdamWStep, Backend, Packed, Target};
@@ -13,18 +15,6 @@ use medft_engine::model::adapter;
 use medft_engine::model::decoder::Decoder;
 use medft_engine::model::pass::Workspace;
 use safetensors::SafeTensors;
-use std::path::PathBuf;
-
-fn golden(family: &str) -> Option<PathBuf> {
-    let root =
-        std::env::var_os("MEDFT_SHARED").map_or_else(|| PathBuf::from("../shared"), PathBuf::from);
-    let dir = root.join("golden").join(family);
-    if !dir.is_dir() {
-        eprintln!("skipped: {} is not there", dir.display());
-        return None;
-    }
-    Some(dir)
-}
 
 struct Fixtures(Vec<u8>);
 
@@ -131,7 +121,9 @@ fn mean(x: &[f32]) -> f32 {
 }
 
 fn family(name: &str) {
-    let Some(dir) = golden(name) else { return };
+    let Some(dir) = support::shared(&format!("golden/{name}")) else {
+        return;
+    };
     let fixtures = Fixtures::load(&dir);
     let model = Decoder::load(Cpu, &dir, Precision::F32, true).unwrap();
     let (ids, mask) = (

@@ -103,7 +103,8 @@ impl Study<'_> {
         let mut evaluations = Vec::new();
         for block in &self.plan.evaluates {
             let mut answers = Vec::new();
-            for system in by_model(resolved.systems(block)?) {
+            let named = resolved.systems(block)?;
+            for system in by_model(named.clone()) {
                 let stage = Stage {
                     resolved: &resolved,
                     store: &store,
@@ -127,7 +128,6 @@ impl Study<'_> {
                 write_whole(&path, &lines(&found.predictions))?;
                 answers.push((system, found));
             }
-            let named = resolved.systems(block)?;
             answers.sort_by_key(|(system, _)| named.iter().position(|s| s == system));
             evaluations.push(Evaluation { block, answers });
         }

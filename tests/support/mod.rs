@@ -18,7 +18,7 @@ pub fn shared(path: &str) -> Option<PathBuf> {
     if path.exists() {
         return Some(path);
     }
-    eprintln!("skipped: {} is not there", path.display());
+    eprintln!("skipped: {} is not there; set MEDFT_SHARED", path.display());
     None
 }
 
