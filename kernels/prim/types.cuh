@@ -1,0 +1,26 @@
+// Element types, 16-byte loads and stores, conversions.
+#pragma once
+#include <cuda_bf16.h>
+#include <stdint.h>
+
+using bf16 = __nv_bfloat16;
+
+// 16 bytes: eight bf16 or four f32.
+struct alignas(16) Vec16 { uint32_t w[4]; };
+
+__device__ __forceinline__ Vec16 load16(const void* p) { return *reinterpret_cast<const Vec16*>(p); }
+__device__ __forceinline__ void store16(void* p, const Vec16& v) { *reinterpret_cast<Vec16*>(p) = v; }
+
+// Two f32 to a packed pair of bf16, round to nearest even; `low` is the element at the lower address.
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+    __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
+    return *reinterpret_cast<uint32_t*>(&v);
+}
+// A packed pair of bf16 to two f32 (exact).
+__device__ __forceinline__ float2 unpack_bf16(uint32_t v) {
+    return make_float2(__uint_as_float(v << 16), __uint_as_float(v & 0xffff0000u));
+}
+__device__ __forceinline__ float to_float(bf16 v) { return __bfloat162float(v); }
+__device__ __forceinline__ bf16 to_bf16(float v) { return __float2bfloat16_rn(v); }
+
+template <typename T> __host__ __device__ constexpr T div_up(T a, T b) { return (a + b - 1) / b; }

@@ -1,0 +1,41 @@
+// Reductions over a warp and a block, in a fixed tree: the result does not depend on timing.
+#pragma once
+#include <stdint.h>
+
+constexpr int WARP = 32;
+
+__device__ __forceinline__ int lane_id() { return threadIdx.x & (WARP - 1); }
+__device__ __forceinline__ int warp_id() { return threadIdx.x / WARP; }
+
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+    for (int d = WARP / 2; d > 0; d /= 2) v += __shfl_xor_sync(0xffffffffu, v, d);
+    return v;
+}
+__device__ __forceinline__ float warp_max(float v) {
+#pragma unroll
+    for (int d = WARP / 2; d > 0; d /= 2) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, d));
+    return v;
+}
+
+// Sum over the block in every thread; `scratch` holds THREADS / 32 floats of shared memory. Contains two barriers.
+template <int THREADS> __device__ __forceinline__ float block_sum(float v, float* scratch) {
+    v = warp_sum(v);
+    if (lane_id() == 0) scratch[warp_id()] = v;
+    __syncthreads();
+    float total = 0.f;
+#pragma unroll
+    for (int w = 0; w < THREADS / WARP; ++w) total += scratch[w];
+    __syncthreads();
+    return total;
+}
+template <int THREADS> __device__ __forceinline__ float block_max(float v, float* scratch) {
+    v = warp_max(v);
+    if (lane_id() == 0) scratch[warp_id()] = v;
+    __syncthreads();
+    float top = scratch[0];
+#pragma unroll
+    for (int w = 1; w < THREADS / WARP; ++w) top = fmaxf(top, scratch[w]);
+    __syncthreads();
+    return top;
+}

@@ -1,0 +1,17 @@
+//! The CUDA kernels of medft-engine and what launches them.
+//!
+//! Each module is one kernel family: a parameter struct that the device code shares, the launch geometry, and one function an op. They are
+//! written against [`Launcher`], so that whoever owns a CUDA context can drive them; [`device::Device`] is the engine's own, over cudarc.
+//! Invariant: every launch goes to one stream in call order, and no op waits, allocates or synchronises.
+
+#[cfg(feature = "cuda")]
+pub mod device;
+pub mod launch;
+
+/// Machine code of each kernel family, from `build.rs`.
+#[cfg(feature = "cuda")]
+pub mod fatbins {
+    include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+}
+
+pub use launch::{Geometry, Gpu, Kernel, LaunchError, Launcher, Ptr, TensorMap};
