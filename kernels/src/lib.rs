@@ -7,6 +7,7 @@
 #[cfg(feature = "cuda")]
 pub mod device;
 pub mod launch;
+pub mod linear;
 
 /// Machine code of each kernel family, from `build.rs`.
 #[cfg(feature = "cuda")]
