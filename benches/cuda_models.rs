@@ -1,0 +1,294 @@
+//! Training steps and generation of random-weight models with the exact shapes of released ones, on the GPU: the engine's side of
+//! `../shared/peers` (the same shapes, settings and counts).
+//!
+//!     cargo bench --features cuda --bench cuda_models -- train --model qwen2.5-3b --rows 32 --len 512 --dropout 0.1
+//!     cargo bench --features cuda --bench cuda_models -- generate --model llama-3.1-8b --precision nf4 --rows 48 --len 512 --new 32
+//!
+//! Weights are written to `--dir` first (bf16 safetensors, one shard a layer) and loaded as any checkpoint. Prints one JSON line a run.
+#![allow(clippy::print_stdout)]
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+use half::bf16;
+use medft_dsl::plan::{AdamW, Adapter, Decode, Linear, Lora, Precision, Schedule, ScheduleKind, Train};
+use medft_engine::backend::cuda::Cuda;
+use medft_engine::backend::{Backend, Slot};
+use medft_engine::generate::engine::{Generator, Request};
+use medft_engine::model::config::Config;
+use medft_engine::model::decoder::Decoder;
+use medft_engine::model::trained::{LoraShape, Trained, model_shapes};
+use medft_engine::text::example::Example;
+use medft_engine::train::snapshot::State;
+use medft_engine::train::step::Stepper;
+use rayon::prelude::*;
+use safetensors::tensor::{Dtype, TensorView};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+#[derive(Parser)]
+struct Args {
+    what: What,
+    /// qwen2.5-3b, llama-3.2-3b, llama-3.1-8b, mistral-7b or smollm2-135m
+    #[arg(long)]
+    model: String,
+    #[arg(long, default_value = "bf16")]
+    precision: String,
+    /// Rows of a step, or prompts of a batch
+    #[arg(long, default_value_t = 32)]
+    rows: usize,
+    /// Tokens of a row or prompt
+    #[arg(long, default_value_t = 512)]
+    len: usize,
+    #[arg(long)]
+    micro_batch: Option<u64>,
+    #[arg(long, default_value_t = 0.0)]
+    dropout: f64,
+    #[arg(long, default_value_t = 64)]
+    rank: u64,
+    #[arg(long, default_value_t = 8)]
+    steps: usize,
+    /// New tokens of an answer
+    #[arg(long, default_value_t = 32)]
+    new: u64,
+    #[arg(long)]
+    sample: bool,
+    #[arg(long, default_value = "/tmp/medft-models")]
+    dir: PathBuf,
+    /// Cargo adds it.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum What {
+    Train,
+    Generate,
+}
+
+/// The released config.json of a model, as far as it matters.
+fn config(model: &str) -> Result<String> {
+    let llama3 = |factor: u32| {
+        format!(
+            r#", "rope_scaling": {{"rope_type": "llama3", "factor": {factor}.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}}"#
+        )
+    };
+    let (kind, hidden, inner, layers, queries, keys, dim, vocab, theta, eps, tied, scaling) = match model {
+        "qwen2.5-3b" => ("qwen2", 2048, 11008, 36, 16, 2, 128, 151_936, 1e6, "1e-6", true, String::new()),
+        "llama-3.2-3b" => ("llama", 3072, 8192, 28, 24, 8, 128, 128_256, 5e5, "1e-5", true, llama3(32)),
+        "llama-3.1-8b" => ("llama", 4096, 14336, 32, 32, 8, 128, 128_256, 5e5, "1e-5", false, llama3(8)),
+        "mistral-7b" => ("mistral", 4096, 14336, 32, 32, 8, 128, 32_768, 1e6, "1e-5", false, String::new()),
+        "smollm2-135m" => ("llama", 576, 1536, 30, 9, 3, 64, 49_152, 1e5, "1e-5", true, String::new()),
+        other => anyhow::bail!("no shape is known for `{other}`"),
+    };
+    let architecture = match kind {
+        "qwen2" => "Qwen2ForCausalLM",
+        "mistral" => "MistralForCausalLM",
+        _ => "LlamaForCausalLM",
+    };
+    Ok(format!(
+        r#"{{"architectures": ["{architecture}"], "model_type": "{kind}", "hidden_act": "silu", "hidden_size": {hidden},
+  "intermediate_size": {inner}, "num_hidden_layers": {layers}, "num_attention_heads": {queries}, "num_key_value_heads": {keys},
+  "head_dim": {dim}, "vocab_size": {vocab}, "rms_norm_eps": {eps}, "rope_theta": {theta:.1}, "max_position_embeddings": 32768,
+  "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": {tied}, "torch_dtype": "bfloat16"{scaling}}}"#
+    ))
+}
+
+/// splitmix64 as a normal-ish number: the sum of four 16-bit uniforms.
+fn noise(index: u64) -> f32 {
+    let mut z = index.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^= z >> 31;
+    let sum: u32 = (0..4).map(|i| (z >> (16 * i)) as u32 & 0xffff).sum();
+    (sum as f32 / 65536.0 - 2.0) * 1.732
+}
+
+/// Writes random weights, one shard a layer; keeps what is there already.
+fn write_model(dir: &Path, text: &str) -> Result<()> {
+    let index = dir.join("model.safetensors.index.json");
+    if index.is_file() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(dir)?;
+    std::fs::write(dir.join("config.json"), text)?;
+    let config = Config::load(dir)?;
+    let mut shards: BTreeMap<String, Vec<(String, Vec<usize>)>> = BTreeMap::new();
+    for (name, shape) in model_shapes(&config) {
+        let layer = name.split('.').nth(2).and_then(|l| l.parse::<usize>().ok());
+        let shard = layer.map_or("model-rest.safetensors".into(), |l| format!("model-{l:05}.safetensors"));
+        shards.entry(shard).or_default().push((name, shape));
+    }
+    let mut weight_map = BTreeMap::new();
+    for (shard, tensors) in &shards {
+        let bytes: Vec<Vec<u8>> = tensors
+            .iter()
+            .map(|(name, shape)| {
+                let seed = blake3::hash(name.as_bytes()).as_bytes()[..8].iter().fold(0u64, |h, b| h << 8 | u64::from(*b));
+                let count: usize = shape.iter().product();
+                let norm = name.contains("norm");
+                let mut to = vec![0u8; 2 * count];
+                to.par_chunks_mut(1 << 16).enumerate().for_each(|(chunk, to)| {
+                    for (i, to) in to.chunks_exact_mut(2).enumerate() {
+                        let z = noise(seed.wrapping_add(((chunk << 15) + i) as u64));
+                        let value = if norm { 1.0 + 0.1 * z } else { 0.02 * z };
+                        to.copy_from_slice(&bf16::from_f32(value).to_le_bytes());
+                    }
+                });
+                to
+            })
+            .collect();
+        let views: Vec<(String, TensorView)> = tensors
+            .iter()
+            .zip(&bytes)
+            .map(|((name, shape), bytes)| Ok((name.clone(), TensorView::new(Dtype::BF16, shape.clone(), bytes)?)))
+            .collect::<Result<_>>()?;
+        safetensors::serialize_to_file(views, None, &dir.join(shard))?;
+        weight_map.extend(tensors.iter().map(|(name, _)| (name.clone(), shard.clone())));
+    }
+    std::fs::write(index, serde_json::json!({ "weight_map": weight_map }).to_string())?;
+    Ok(())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let precision = match args.precision.as_str() {
+        "bf16" => Precision::Bf16,
+        "nf4" => Precision::Nf4,
+        other => anyhow::bail!("`--precision {other}`: bf16 or nf4"),
+    };
+    let dir = args.dir.join(&args.model);
+    write_model(&dir, &config(&args.model)?)?;
+    let backend = Cuda::open(0).context("opening the GPU")?;
+    let (free, _) = backend.device().free_memory()?;
+    let began = Instant::now();
+    let decoder = Decoder::load(backend.clone(), &dir, precision, true)?;
+    backend.finish()?;
+    let load = began.elapsed().as_secs_f64();
+    let measured = match args.what {
+        What::Train => train(&args, &decoder)?,
+        What::Generate => generate(&args, &decoder)?,
+    };
+    let used = free - backend.device().free_memory()?.0;
+    let mut line = serde_json::json!({
+        "engine": "medft-engine", "device": backend.name(), "model": args.model, "precision": args.precision,
+        "rows": args.rows, "len": args.len, "load_seconds": load, "gib": used as f64 / f64::from(1 << 30),
+    });
+    if let (Some(line), Some(measured)) = (line.as_object_mut(), measured.as_object()) {
+        line.extend(measured.clone());
+    }
+    println!("{line}");
+    Ok(())
+}
+
+fn random_rows(args: &Args, vocab: usize) -> Vec<Vec<u32>> {
+    let id = |i: usize| (noise(i as u64 + 99).to_bits().wrapping_mul(0x9E37_79B9) as usize % vocab) as u32;
+    (0..args.rows).map(|row| (0..args.len).map(|t| id(row * args.len + t)).collect()).collect()
+}
+
+/// Whole optimizer steps, loss on every token; the median of `steps` after three of warm-up.
+fn train(args: &Args, decoder: &Decoder<Cuda>) -> Result<serde_json::Value> {
+    let settings = Train {
+        name: "bench".into(),
+        model: "bench".into(),
+        task: "bench".into(),
+        adapter: Adapter::Lora(Lora {
+            rank: args.rank,
+            alpha: 2.0 * args.rank as f64,
+            dropout: args.dropout,
+            targets: Linear::ALL.to_vec(),
+            init: None,
+        }),
+        optimizer: AdamW { lr: 1e-4, weight_decay: 0.01, beta1: 0.9, beta2: 0.999, eps: 1e-8 },
+        schedule: Schedule { kind: ScheduleKind::Cosine, warmup: 0 },
+        epochs: 1,
+        max_steps: None,
+        batch: args.rows as u64,
+        eval_batch: 1,
+        micro_batch: args.micro_batch,
+        clip: Some(1.0),
+        log_every: 1,
+        eval_every: 1,
+        save_every: 1,
+        keep: 1,
+        stop: None,
+        shuffle: false,
+        seed: 0,
+    };
+    let shape = LoraShape {
+        rank: args.rank as usize,
+        alpha: 2.0 * args.rank as f64,
+        rank_stabilized: false,
+        targets: Linear::ALL.to_vec(),
+    };
+    let backend = &decoder.backend;
+    let mut trained = Trained::new_lora(backend, &decoder.config, shape, 0)?;
+    // B starts at zero; no product is to be timed on zeros.
+    for p in trained.parameters().to_vec() {
+        if p.name.contains("lora_B") {
+            let values: Vec<f32> = (0..p.slot.len).map(|i| 0.01 * noise((p.slot.offset + i) as u64)).collect();
+            backend.write(&mut trained.values, p.slot.offset, &values);
+        }
+    }
+    let examples: Vec<Example> =
+        random_rows(args, decoder.config.vocab).into_iter().map(|ids| Example { ids, target_start: 1, cut: 0 }).collect();
+    let rows: Vec<&Example> = examples.iter().collect();
+    let values = trained.len();
+    let mut state = State::new(backend, trained, "bench")?;
+    let mut stepper = Stepper::new(decoder, &settings, values)?;
+    let (mut times, mut losses) = (Vec::new(), Vec::new());
+    for step in 0..args.steps + 3 {
+        let began = Instant::now();
+        let stepped = stepper.step(&mut state, &rows, 1e-4)?;
+        state.progress.step += 1;
+        losses.push(stepped.loss);
+        if step >= 3 {
+            times.push(began.elapsed().as_secs_f64());
+        }
+    }
+    let seconds = median(times);
+    let _ = backend.read(&state.trained.values, Slot { offset: 0, len: 1 })?;
+    Ok(serde_json::json!({
+        "what": "train", "dropout": args.dropout, "rank": args.rank, "ms": 1e3 * seconds,
+        "tokens_per_second": (args.rows * args.len) as f64 / seconds, "first_loss": losses.first(), "last_loss": losses.last(),
+    }))
+}
+
+/// Time to the first token, and from one token to the next, as the peers' scripts count: (n new - 1 new) / (n - 1).
+fn generate(args: &Args, decoder: &Decoder<Cuda>) -> Result<serde_json::Value> {
+    let prompts = random_rows(args, decoder.config.vocab);
+    let none = BTreeSet::new();
+    let run = |max_new: u64| -> Result<f64> {
+        let settings = Decode {
+            sample: args.sample,
+            max_new,
+            temperature: 0.7,
+            top_p: 0.9,
+            top_k: 50,
+            repetition_penalty: 1.0,
+            seed: 0,
+        };
+        let generator = Generator { decoder, trained: None, settings: &settings, end_ids: &none };
+        let requests: Vec<Request> = prompts.iter().map(|prompt| Request { row: 0, prompt }).collect();
+        let began = Instant::now();
+        generator.answer(&requests)?;
+        Ok(began.elapsed().as_secs_f64())
+    };
+    run(4)?;
+    let (mut prompt, mut whole) = (Vec::new(), Vec::new());
+    for _ in 0..5 {
+        prompt.push(run(1)?);
+        whole.push(run(args.new)?);
+    }
+    let (prompt, whole) = (median(prompt), median(whole));
+    let step = (whole - prompt) / (args.new - 1).max(1) as f64;
+    Ok(serde_json::json!({
+        "what": "generate", "new": args.new, "sample": args.sample, "prompt_ms": 1e3 * prompt, "decode_ms": 1e3 * step,
+        "tokens_per_second": args.rows as f64 / step, "samples_per_second": args.rows as f64 / whole,
+    }))
+}

@@ -1,0 +1,140 @@
+//! Attention inside a batch and over the KV cache: the Hopper kernels where they take the shape, else the portable ones.
+
+use super::memory::{Act, Float};
+use super::{Batch, Cuda};
+use crate::backend::Heads;
+use half::bf16;
+use medft_kernels::attention::{self, Backward, Forward, Rope};
+use medft_kernels::device::{Buffer, Device};
+use medft_kernels::{LaunchError, Launcher, Ptr, attention_hopper, decode};
+
+/// Positions that are stored together: a slot's capacity is a multiple of it.
+const PAGE: usize = 64;
+
+/// Keys and values of all layers, `[layer, slot, key head, capacity, dim]` each.
+pub struct Cache {
+    keys: Buffer<bf16>,
+    values: Buffer<bf16>,
+    layers: usize,
+    slots: usize,
+    capacity: usize,
+    heads: attention::Heads,
+}
+
+fn heads(heads: &Heads) -> attention::Heads {
+    attention::Heads {
+        queries: heads.queries,
+        keys: heads.keys,
+        dim: heads.dim,
+        window: heads.window.map(|w| w as u32),
+    }
+}
+
+fn scale(heads: &Heads) -> f32 {
+    (1.0 / (heads.dim as f64).sqrt()) as f32
+}
+
+impl Cache {
+    /// Room for `slots` sequences of `capacity` tokens.
+    pub fn new(device: &Device, layers: usize, slots: usize, capacity: usize, shape: &Heads) -> Result<Self, LaunchError> {
+        let capacity = capacity.next_multiple_of(PAGE);
+        let len = layers * slots * shape.keys * capacity * shape.dim;
+        Ok(Cache {
+            keys: device.alloc(len)?,
+            values: device.alloc(len)?,
+            layers,
+            slots,
+            capacity,
+            heads: heads(shape),
+        })
+    }
+
+    /// Moves slot `keep[i]` to `i`.
+    pub fn compact(&mut self, device: &Device, keep: &[usize]) -> Result<(), LaunchError> {
+        let keep: Vec<u32> = keep.iter().map(|slot| *slot as u32).collect();
+        let keep = device.upload(&keep)?;
+        decode::compact(device, &self.of_layer(0), self.layers, keep.ptr(), keep.len())
+    }
+
+    fn of_layer(&self, layer: usize) -> decode::Cache {
+        let at = layer * self.slots * self.heads.keys * self.capacity * self.heads.dim;
+        decode::Cache {
+            keys: self.keys.ptr().at(at),
+            values: self.values.ptr().at(at),
+            slots: self.slots,
+            capacity: self.capacity,
+        }
+    }
+}
+
+impl Cuda {
+    pub(super) fn attend(
+        &self,
+        shape: &Heads,
+        batch: &Batch,
+        qkv: &Act,
+        out: Ptr<bf16>,
+        lse: Ptr<f32>,
+    ) -> Result<(), LaunchError> {
+        let d = &self.0.device;
+        let hopper = attention_hopper::supports(d.gpu(), &heads(shape));
+        let forward = Forward {
+            heads: heads(shape),
+            tokens: batch.packed.tokens(),
+            work: batch.works(if hopper { attention_hopper::FORWARD_TILE } else { attention::FORWARD_TILE })?,
+            qkv: qkv.ptr(),
+            scale: scale(shape),
+            out,
+            lse,
+        };
+        if hopper { attention_hopper::forward(d, &forward) } else { attention::forward(d, &forward) }
+    }
+
+    pub(super) fn attend_backward(
+        &self,
+        shape: &Heads,
+        batch: &Batch,
+        qkv: &Act,
+        out: &Act,
+        lse: &Float,
+        dout: &Act,
+        dqkv: &mut Act,
+    ) -> Result<(), LaunchError> {
+        let d = &self.0.device;
+        let tokens = batch.packed.tokens();
+        let mut scratch = self.scratch();
+        let [delta] = scratch.take(d, [4 * shape.queries * tokens])?;
+        let hopper = attention_hopper::supports(d.gpu(), &heads(shape));
+        let backward = Backward {
+            heads: heads(shape),
+            tokens,
+            work: batch.works(if hopper { attention_hopper::BACKWARD_TILE } else { attention::BACKWARD_TILE })?,
+            qkv: qkv.ptr(),
+            scale: scale(shape),
+            out: out.ptr(),
+            lse: lse.ptr(),
+            dout: dout.ptr(),
+            delta: delta.cast(),
+            rope: Some(Rope {
+                table: self.rope(shape, batch.context)?,
+                positions: batch.positions,
+            }),
+            dqkv: dqkv.ptr(),
+        };
+        if hopper { attention_hopper::backward(d, &backward) } else { attention::backward(d, &backward) }
+    }
+
+    pub(super) fn attend_cached(
+        &self,
+        shape: &Heads,
+        batch: &Batch,
+        layer: usize,
+        cache: &mut super::Cache,
+        qkv: &Act,
+        out: &mut Act,
+    ) -> Result<(), LaunchError> {
+        let d = &self.0.device;
+        let cache = cache.of_layer(layer);
+        todo!()
+    }
+}

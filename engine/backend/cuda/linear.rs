@@ -1,0 +1,303 @@
+//! Linear layers with their adapters: which kernel takes them, and what has to be made ready for it.
+//!
+//! Invariant: the kernel of a decoding step is chosen by the kind of batch, so that a row's bits do not depend on its neighbours.
+
+use super::matrix::{Matrix, Stored};
+use super::memory::{Act, Float};
+use super::{Batch, Cuda};
+use crate::backend::{Epilogue, Group, GroupWeight, Linear, Slot, Vector};
+use half::bf16;
+use medft_kernels::linear::{self, LowBackward, LowForward, MEMBERS, NO_LOW};
+use medft_kernels::{LaunchError, Launcher, Ptr, gemm, gemm_hopper, lora, nf4, skinny};
+
+/// Padded ranks are multiples of it: the depth of one tensor-core instruction.
+const RANK: usize = 16;
+
+/// Columns of an adapter of this rank in the low-rank buffer.
+pub fn low_columns(rank: usize) -> usize {
+    rank.next_multiple_of(RANK)
+}
+
+/// A group as the kernels see it.
+struct Shape {
+    group: linear::Group,
+    /// True rank.
+    rank: usize,
+    scale: f32,
+    dropout: Option<linear::Dropout>,
+}
+
+impl Cuda {
+    fn shape(&self, group: &Group<Cuda>, batch: &Batch, rows: usize) -> Result<Shape, LaunchError> {
+        let mut shape = Shape {
+            group: linear::Group {
+                rows,
+                inputs: group.inputs,
+                outputs: [0; MEMBERS],
+                low_at: [NO_LOW; MEMBERS],
+                rank: 0,
+            },
+            rank: 0,
+            scale: 0.0,
+            dropout: None,
+        };
+        let (mut at, mut streams) = (0, [0; MEMBERS]);
+        for (i, member) in group.members.iter().enumerate() {
+            shape.group.outputs[i] = member.outputs;
+            let Some(lora) = &member.lora else { continue };
+            shape.rank = lora.rank;
+            shape.group.rank = low_columns(lora.rank);
+            shape.scale = lora.scale;
+            shape.group.low_at[i] = at;
+            at += shape.group.rank as u32;
+            if let Some(dropout) = &lora.dropout {
+                streams[i] = dropout.stream;
+                shape.dropout = Some(linear::Dropout {
+                    threshold: (f64::from(dropout.p) * 65536.0).round() as u32,
+                    keep_scale: 1.0 / (1.0 - dropout.p),
+                    state: self.step_state(dropout, batch.packed.first_token)?,
+                    streams,
+                });
+            }
+        }
+        if let Some(dropout) = &mut shape.dropout {
+            dropout.streams = streams;
+        }
+        Ok(shape)
+    }
+
+    pub(super) fn linear_forward(
+        &self,
+        group: &Group<Cuda>,
+        values: &Float,
+        batch: &Batch,
+        rows: usize,
+        x: &Act,
+        epilogue: Epilogue<Cuda>,
+        y: &mut Act,
+        low: &mut Act,
+    ) -> Result<(), LaunchError> {
+        let d = &self.0.device;
+        let shape = self.shape(group, batch, rows)?;
+        let g = shape.group;
+        let (k, n) = (g.inputs, g.columns());
+        let few = batch.decoding && rows <= skinny::MAX_ROWS;
+        let stored = stored(group);
+        let direct = few
+            && match &stored {
+                Some(Stored::Bf16(_)) => true,
+                Some(Stored::Nf4(_)) => k % 64 == 0,
+                None => false,
+            };
+        let wide = match &stored {
+            Some(Stored::Bf16(_)) => 0,
+            _ if direct => 0,
+            _ => 2 * n * k,
+        };
+        let mut scratch = self.scratch();
+        let [a, b, bias, weight] = scratch.take(d, [2 * g.low() * k, 2 * n * g.rank, 4 * n, wide])?;
+        let (a, b) = (a.cast::<bf16>(), b.cast::<bf16>());
+        let adapted = g.rank > 0;
+        if adapted {
+            self.pack(group, &shape, values, a, b)?;
+            if few {
+                skinny::down(d, &g, x.ptr(), a, shape.scale, low.ptr())?;
+            } else {
+                lora::down(d, &g, x.ptr(), a, shape.scale, shape.dropout.as_ref(), low.ptr())?;
+            }
+        }
+        let mut forward = linear::Forward {
+            group: g,
+            x: x.ptr(),
+            weight: Ptr::NULL,
+            bias: self.bias(group, values, bias.cast())?,
+            low: adapted.then_some(LowForward { low: low.ptr(), b }),
+            epilogue: match epilogue {
+                Epilogue::None => linear::Epilogue::None,
+                Epilogue::Residual(from) => linear::Epilogue::Residual(from.ptr()),
+                Epilogue::SwiGlu(h) => linear::Epilogue::SwiGlu(h.ptr()),
+                Epilogue::Rope(heads) => linear::Epilogue::Rope {
+                    table: self.rope(heads, batch.context)?,
+                    positions: batch.positions,
+                    head_dim: heads.dim,
+                    rotated: heads.queries + heads.keys,
+                },
+            },
+            y: y.ptr(),
+        };
+        match (stored, direct) {
+            (Some(Stored::Nf4(weights)), true) => return skinny::forward_nf4(d, &forward, &weights),
+            (Some(Stored::Bf16(weight)), true) => {
+                forward.weight = weight;
+                return skinny::forward_bf16(d, &forward);
+            }
+            _ => forward.weight = self.wide(group, values, weight.cast())?,
+        }
+        if gemm_hopper::supports_forward(d.gpu(), &forward) {
+            gemm_hopper::forward(d, &forward)
+        } else {
+            gemm::forward(d, &forward)
+        }
+    }
+
+    pub(super) fn linear_gradients(
+        &self,
+        group: &Group<Cuda>,
+        values: &Float,
+        grads: &Float,
+        batch: &Batch,
+        rows: usize,
+        x: &Act,
+        low: &Act,
+        dy: &Act,
+        dx: Option<&mut Act>,
+    ) -> Result<(), LaunchError> {
+        let d = &self.0.device;
+        let shape = self.shape(group, batch, rows)?;
+        let g = shape.group;
+        let (k, n) = (g.inputs, g.columns());
+        let wide = match stored(group) {
+            Some(Stored::Bf16(_)) => 0,
+            _ => 2 * n * k,
+        };
+        let partials = if g.rank > 0 { lora::grads_scratch_len(d.gpu(), &g) } else { 0 };
+        let own = match &group.weight {
+            GroupWeight::Trained(_) => group
+                .members
+                .iter()
+                .map(|m| gemm::weight_grad_scratch_len(d.gpu(), rows, m.outputs, k))
+                .max()
+                .unwrap_or(0),
+            GroupWeight::Frozen(_) => 0,
+        };
+        let mut scratch = self.scratch();
+        let [a, b, up, partials, weight] = scratch.take(
+            d,
+            [2 * g.low() * k, 2 * n * g.rank, 2 * rows * g.low(), 4 * partials.max(own), wide],
+        )?;
+        let (a, b, up, partials) = (a.cast::<bf16>(), b.cast::<bf16>(), up.cast::<bf16>(), partials.cast::<f32>());
+        if g.rank > 0 {
+            self.pack(group, &shape, values, a, b)?;
+            lora::up_backward(d, &g, dy.ptr(), b, shape.scale, up)?;
+            let to = |slot: fn(&crate::backend::LoraSlots) -> Slot| {
+                let mut to = [Ptr::NULL; MEMBERS];
+                for (to, member) in to.iter_mut().zip(&group.members) {
+                    if let Some(lora) = &member.lora {
+                        *to = grads.ptr().at(slot(lora).offset);
+                    }
+                }
+                to
+            };
+            lora::grads(
+                d,
+                &lora::Grads {
+                    group: g,
+                    true_rank: shape.rank,
+                    x: x.ptr(),
+                    dy: dy.ptr(),
+                    low: low.ptr(),
+                    g: up,
+                    dropout: shape.dropout,
+                    da: to(|l| l.a),
+                    db: to(|l| l.b),
+                    scratch: partials,
+                },
+            )?;
+        }
+        let mut column = 0;
+        for (i, member) in group.members.iter().enumerate() {
+            let dy = dy.ptr().at(column);
+            if let GroupWeight::Trained(slots) = &group.weight {
+                let to = grads.ptr().at(slots[i].offset);
+                gemm::weight_grad(d, rows, member.outputs, k, dy, n, x.ptr(), k, to, partials)?;
+            }
+            if let Some(Vector::Trained(slot)) = &member.bias {
+                gemm::bias_grad(d, rows, member.outputs, dy, n, grads.ptr().at(slot.offset))?;
+            }
+            column += member.outputs;
+        }
+        let Some(dx) = dx else { return Ok(()) };
+        let backward = linear::Backward {
+            group: g,
+            dy: dy.ptr(),
+            weight: self.wide(group, values, weight.cast())?,
+            low: (g.rank > 0).then_some(LowBackward { g: up, a, dropout: shape.dropout }),
+            dx: dx.ptr(),
+        };
+        if gemm_hopper::supports_backward(d.gpu(), &backward) {
+            gemm_hopper::backward(d, &backward)
+        } else {
+            gemm::backward(d, &backward)
+        }
+    }
+
+    /// Rounds a group's adapters to bf16, stacked and padded.
+    fn pack(
+        &self,
+        group: &Group<Cuda>,
+        shape: &Shape,
+        values: &Float,
+        a: Ptr<bf16>,
+        b: Ptr<bf16>,
+    ) -> Result<(), LaunchError> {
+        let (mut from_a, mut from_b) = ([Ptr::NULL; MEMBERS], [Ptr::NULL; MEMBERS]);
+        for (i, member) in group.members.iter().enumerate() {
+            if let Some(lora) = &member.lora {
+                from_a[i] = values.ptr().at(lora.a.offset);
+                from_b[i] = values.ptr().at(lora.b.offset);
+            }
+        }
+        lora::pack(&self.0.device, &shape.group, shape.rank, from_a, from_b, a, b)
+    }
+
+    /// A group's weights in bf16: where they lie, or made in `scratch`.
+    fn wide(&self, group: &Group<Cuda>, values: &Float, scratch: Ptr<bf16>) -> Result<Ptr<bf16>, LaunchError> {
+        match &group.weight {
+            GroupWeight::Frozen(matrix) => self.matrix_in_bf16(matrix, scratch),
+            GroupWeight::Trained(slots) => {
+                let mut at = 0;
+                for slot in slots {
+                    self.round(values, *slot, scratch.at(at))?;
+                    at += slot.len;
+                }
+                Ok(scratch)
+            }
+        }
+    }
+
+    /// A frozen matrix in bf16: where it lies, or dequantised into `scratch`.
+    pub(super) fn matrix_in_bf16(&self, matrix: &Matrix, scratch: Ptr<bf16>) -> Result<Ptr<bf16>, LaunchError> {
+        match matrix.stored() {
+            Stored::Bf16(weight) => Ok(weight),
+            Stored::Nf4(weights) => {
+                nf4::dequantize(&self.0.device, &weights, matrix.len(), scratch)?;
+                Ok(scratch)
+            }
+        }
+    }
+
+    /// A group's bias `[N]` in `scratch`, zero where a member has none; NULL if no member has one.
+    fn bias(&self, group: &Group<Cuda>, values: &Float, scratch: Ptr<f32>) -> Result<Ptr<f32>, LaunchError> {
+        if group.members.iter().all(|m| m.bias.is_none()) {
+            return Ok(Ptr::NULL);
+        }
+        let d = &self.0.device;
+        let mut at = scratch;
+        for Linear { bias, outputs, .. } in &group.members {
+            match bias {
+                Some(bias) => d.copy(at, self.vector(bias, values), *outputs)?,
+                None => d.fill(at, 0, *outputs)?,
+            }
+            at = at.at(*outputs);
+        }
+        Ok(scratch)
+    }
+}
+
+/// A group's frozen weights.
+fn stored(group: &Group<Cuda>) -> Option<Stored> {
+    match &group.weight {
+        GroupWeight::Frozen(matrix) => Some(matrix.stored()),
+        GroupWeight::Trained(_) => None,
+    }
+}
