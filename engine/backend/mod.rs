@@ -322,6 +322,16 @@ pub enum BackendError {
     },
 }
 
+impl BackendError {
+    /// Whether the weights are wrong rather than the device.
+    pub fn is_input(&self) -> bool {
+        match self {
+            BackendError::Tensor { .. } | BackendError::NoToken { .. } => true,
+            BackendError::OutOfMemory { .. } | BackendError::Device { .. } => false,
+        }
+    }
+}
+
 /// Bytes for people.
 fn gib(bytes: u64) -> String {
     format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
