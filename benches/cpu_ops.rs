@@ -14,7 +14,8 @@ use half::bf16;
 use medft_dsl::plan::Precision;
 use medft_engine::backend::cpu::Cpu;
 use medft_engine::backend::{
-    AdamWStep, Backend, Epilogue, Group, HeadBackward, Heads, Linear, Packed, Target, Weight,
+    AdamWStep, Backend, Epilogue, Group, GroupWeight, HeadBackward, Heads, Linear, Packed, Target,
+    Weight,
 };
 use medft_engine::model::checkpoint::open_file;
 use rand::{Rng, SeedableRng};
@@ -32,7 +33,13 @@ fn random(len: usize) -> Vec<f32> {
     (0..len).map(|_| rng.random_range(-0.1..0.1)).collect()
 }
 
-fn matrix(outputs: usize, inputs: usize, precision: Precision) -> <Cpu as Backend>::Matrix {
+/// `count` weights `[outputs, inputs]`, stacked.
+fn matrix(
+    count: usize,
+    outputs: usize,
+    inputs: usize,
+    precision: Precision,
+) -> <Cpu as Backend>::Matrix {
     let bits = |v: f32| bf16::from_f32(v).to_bits().to_le_bytes();
     let bytes: Vec<u8> = random(outputs * inputs)
         .into_iter()
@@ -42,7 +49,7 @@ fn matrix(outputs: usize, inputs: usize, precision: Precision) -> <Cpu as Backen
     let file = tempfile::NamedTempFile::new().unwrap();
     safetensors::serialize_to_file([("weight", view)], None, file.path()).unwrap();
     let tensor = open_file(file.path()).unwrap().remove(0);
-    Cpu.matrix(&tensor, precision, true).unwrap()
+    Cpu.matrix(&vec![tensor; count], precision, true).unwrap()
 }
 
 /// Sequences of equal length; one token each, behind a past, is a decoding step.
@@ -69,16 +76,16 @@ fn heads() -> Heads {
 fn linear(c: &mut Criterion) {
     let mut bench = c.benchmark_group("linear 576 -> 2 x 1536");
     for precision in [Precision::Bf16, Precision::Nf4] {
-        let weights = [(); 2].map(|()| matrix(INNER, HIDDEN, precision));
-        let member = |m| Linear {
-            weight: Weight::Frozen(m),
+        let weights = matrix(2, INNER, HIDDEN, precision);
+        let member = |_| Linear {
             bias: None,
             outputs: INNER,
             lora: None,
         };
         let group = Group::<Cpu> {
             inputs: HIDDEN,
-            members: weights.iter().map(member).collect(),
+            weight: GroupWeight::Frozen(&weights),
+            members: (0..2).map(member).collect(),
         };
         for rows in [1, 8, 256, 1024] {
             let batch = if rows <= 8 {
@@ -132,7 +139,7 @@ fn attention(c: &mut Criterion) {
 }
 
 fn head_loss(c: &mut Criterion) {
-    let matrix = matrix(VOCAB, HIDDEN, Precision::Bf16);
+    let matrix = matrix(1, VOCAB, HIDDEN, Precision::Bf16);
     let mut batch = batch(4, 256);
     batch.targets = (0..64)
         .map(|t| Target {
@@ -144,7 +151,7 @@ fn head_loss(c: &mut Criterion) {
     let mut bench = c.benchmark_group("head loss 64 x 49152");
     bench.throughput(Throughput::Elements((4 * 64 * HIDDEN * VOCAB) as u64));
     bench.bench_function("forward and backward", |b| {
-        let (mut dx, mut grads) = (x.clone(), Vec::new());
+        let (mut dx, mut grads, mut losses) = (x.clone(), Vec::new(), vec![0.0; 64]);
         b.iter(|| {
             let back = HeadBackward {
                 grad_scale: 1.0,
@@ -152,7 +159,19 @@ fn head_loss(c: &mut Criterion) {
                 grads: &mut grads,
             };
             let head = Weight::Frozen(&matrix);
-            black_box(Cpu.head_loss(&head, &none, &batch, HIDDEN, VOCAB, &x, Some(back)))
+            let losses = &mut losses;
+            Cpu.head_loss(
+                &head,
+                &none,
+                &batch,
+                HIDDEN,
+                VOCAB,
+                &x,
+                losses,
+                0,
+                Some(back),
+            );
+            black_box(losses[0])
         });
     });
 }
@@ -179,13 +198,14 @@ fn elementwise(c: &mut Criterion) {
         beta2: 0.999,
         eps: 1e-8,
         step: 10,
-        clip: 1.0,
+        max_norm: Some(1.0),
     };
-    let (grads, state) = (random(n), || (random(n), random(n), vec![0.1; n]));
+    let (grads, norm) = (random(n), vec![1.0]);
+    let state = || (random(n), random(n), vec![0.1; n]);
     bench.throughput(Throughput::Bytes((n * 7 * 4) as u64));
     bench.bench_function("adamw 4.9 M", |b| {
         let run = |(values, first, second): &mut (Vec<f32>, Vec<f32>, Vec<f32>)| {
-            Cpu.adamw(&step, &grads, values, first, second);
+            Cpu.adamw(&step, &grads, &norm, values, first, second);
         };
         b.iter_batched_ref(state, run, BatchSize::NumIterations(50));
     });

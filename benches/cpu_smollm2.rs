@@ -63,7 +63,7 @@ fn main() -> Result<()> {
     let rows: Vec<Row> = serde_json::from_str(&text)?;
     let decoder = Decoder::load(Cpu, &args.model, Precision::F32, true)?;
     let measured = match args.what {
-        What::Train => train(&args, &decoder, rows),
+        What::Train => train(&args, &decoder, rows)?,
         What::Generate => generate(&args, &decoder, rows)?,
     };
     let peak = medft_engine::machine::peak_memory();
@@ -76,16 +76,16 @@ fn main() -> Result<()> {
 }
 
 /// Forward, backward, clipping and AdamW; the median step after two of warm-up, in real tokens.
-fn train(args: &Args, decoder: &Decoder<Cpu>, rows: Vec<Row>) -> serde_json::Value {
+fn train(args: &Args, decoder: &Decoder<Cpu>, rows: Vec<Row>) -> Result<serde_json::Value> {
     let shape = LoraShape {
         rank: 16,
         alpha: 32.0,
         rank_stabilized: false,
         targets: Linear::ALL.to_vec(),
     };
-    let mut trained = Trained::new_lora(&Cpu, &decoder.config, shape, 0);
-    let mut grads = Cpu.float(trained.len());
-    let (mut first, mut second) = (Cpu.float(trained.len()), Cpu.float(trained.len()));
+    let mut trained = Trained::new_lora(&Cpu, &decoder.config, shape, 0)?;
+    let zeros = || vec![0.0; trained.len()];
+    let (mut grads, mut first, mut second) = (zeros(), zeros(), zeros());
     let examples: Vec<Example> = rows
         .into_iter()
         .map(|r| Example {
@@ -109,26 +109,32 @@ fn train(args: &Args, decoder: &Decoder<Cpu>, rows: Vec<Row>) -> serde_json::Val
         if ws.as_ref().is_none_or(|w| w.capacity() < longest) {
             ws = None;
         }
-        let ws = ws.get_or_insert_with(|| {
-            Workspace::new(
-                &Cpu,
-                &decoder.config,
-                Some(&trained),
-                longest.next_multiple_of(64),
-                true,
-            )
-        });
+        let ws = match &mut ws {
+            Some(ws) => ws,
+            None => {
+                let (config, capacity) = (&decoder.config, longest.next_multiple_of(64));
+                ws.insert(Workspace::new(
+                    &Cpu,
+                    config,
+                    Some(&trained),
+                    capacity,
+                    true,
+                )?)
+            }
+        };
         Cpu.zero(&mut grads);
-        let (mut loss, mut tokens) = (0.0, 0);
+        let (mut own, mut at, mut tokens) = (vec![0.0; targets], 0, 0);
         for pass in passes {
             let n = pass.tokens();
             tokens += n;
             let scale = 1.0 / targets as f32;
-            let part =
-                decoder.train_pass(&trained, &mut grads, None, &Cpu.upload(pass), n, scale, ws);
-            loss += part.into_iter().map(f64::from).sum::<f64>();
+            decoder.train_pass(
+                &trained, &mut grads, None, &pass, n, scale, &mut own, at, ws,
+            );
+            at += pass.targets.len();
         }
-        let norm = Cpu.norm(&grads);
+        let mut norm = vec![0.0];
+        Cpu.norm(&grads, &mut norm);
         let adamw = AdamWStep {
             lr: 1e-4,
             weight_decay: 0.01,
@@ -136,19 +142,20 @@ fn train(args: &Args, decoder: &Decoder<Cpu>, rows: Vec<Row>) -> serde_json::Val
             beta2: 0.999,
             eps: 1e-8,
             step: step as u64 + 1,
-            clip: (1.0 / (norm + 1e-6)).min(1.0),
+            max_norm: Some(1.0),
         };
-        Cpu.adamw(&adamw, &grads, &mut trained.values, &mut first, &mut second);
+        let values = &mut trained.values;
+        Cpu.adamw(&adamw, &grads, &norm, values, &mut first, &mut second);
         if step >= 2 {
             seconds.push(began.elapsed().as_secs_f64());
             rates.push(tokens as f64 / began.elapsed().as_secs_f64());
         }
-        losses.push(loss / targets as f64);
+        losses.push(own.into_iter().map(f64::from).sum::<f64>() / targets as f64);
     }
-    serde_json::json!({
+    Ok(serde_json::json!({
         "what": "train", "batch": args.batch, "steps": args.steps, "seconds_a_step": median(seconds),
         "tokens_per_second": median(rates), "first_loss": losses.first(), "last_loss": losses.last(),
-    })
+    }))
 }
 
 /// Time to the first token, and from one token to the next.

@@ -121,7 +121,7 @@ proptest! {
         let model = Decoder::load(Cpu, dir.path(), Precision::F32, true).unwrap();
         let targets = medft_dsl::plan::Linear::ALL.to_vec();
         let shape = LoraShape { rank: 2, alpha: 4.0, rank_stabilized: false, targets };
-        let trained = Trained::new_lora(&Cpu, &model.config, shape.clone(), 7);
+        let trained = Trained::new_lora(&Cpu, &model.config, shape.clone(), 7).unwrap();
         adapter::write(&Cpu, &trained, &shape, 0.0, "tiny", dir.path()).unwrap();
         let path = dir.path().join(if config { adapter::CONFIG } else { adapter::WEIGHTS });
         let bytes = std::fs::read(&path).unwrap();

@@ -1,13 +1,14 @@
 //! The op set that the decoder is written against, at the granularity of fused kernels.
 //!
 //! Holds the trait and the plain tables that cross it. It refuses to know models, files or recipes.
-//! Invariant: an op has its backward beside it, and every buffer a method takes is either only read, wholly
-//! overwritten (`=`) or added to (`+=`); each method says which.
+//! Invariants: an op has its backward beside it, and every buffer a method takes is either only read, wholly
+//! overwritten (`=`) or added to (`+=`); each method says which. Ops take effect in the order of their calls, but may still run
+//! when the call returns: only what returns a `Result` can wait, and what an op could not do, the next of these reports.
 
 pub mod cpu;
 
 use crate::model::checkpoint::Tensor;
-use medft_dsl::plan::Precision;
+use medft_dsl::plan::{Decode, Precision};
 
 /// Sequences laid back to back without padding, and the positions that carry a target.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -74,7 +75,7 @@ pub struct Slot {
     pub len: usize,
 }
 
-/// A matrix `[outputs, inputs]`, frozen in the checkpoint's form or trained in f32.
+/// One matrix `[outputs, inputs]` (embedding, head), frozen in the checkpoint's form or trained in f32.
 pub enum Weight<'a, B: Backend> {
     /// Never changes.
     Frozen(&'a B::Matrix),
@@ -105,7 +106,12 @@ pub struct LoraSlots {
     pub dropout: Option<Dropout>,
 }
 
-/// A reproducible dropout mask: a function of these fields, the token's index in the step and the column.
+/// A reproducible dropout mask: a function of these fields, the token's index `t` in the step (64 bits) and the column `c`.
+///
+/// A call of Philox4x32-10 gives eight 16-bit uniforms of one token: those of the columns with the same block `b = c / 32` and lane
+/// `q = c % 8 / 2`. Its counter is `[t low, t high ^ step low, 4 b + q, stream]`, its key `[seed low ^ step low,
+/// seed high ^ step high ^ stream.rotate_left(16)]`. Column `c` finds its uniform in word `c % 32 / 8`, in the low half if `c` is even:
+/// the eight elements that one thread of a tensor-core product holds. It is dropped where the uniform is below `round(p * 65536)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Dropout {
     /// Probability of dropping, in (0, 1).
@@ -120,20 +126,28 @@ pub struct Dropout {
 
 /// One linear layer of a group.
 pub struct Linear<'a, B: Backend> {
-    /// `[outputs, inputs]`.
-    pub weight: Weight<'a, B>,
+    /// Rows of its weight.
+    pub outputs: usize,
     /// `[outputs]`.
     pub bias: Option<Vector<'a, B>>,
-    /// Rows of the weight.
-    pub outputs: usize,
     /// The adapter, if this layer has one.
     pub lora: Option<LoraSlots>,
+}
+
+/// The weights of a group's members.
+pub enum GroupWeight<'a, B: Backend> {
+    /// All members' rows, stacked in their order, `[sum of outputs, inputs]`; never changes.
+    Frozen(&'a B::Matrix),
+    /// A range of the trained values for each member, row-major `[outputs, inputs]`.
+    Trained(Vec<Slot>),
 }
 
 /// Linear layers that read the same input and write side by side: q, k, v or gate, up; also a single one.
 pub struct Group<'a, B: Backend> {
     /// Columns of the input.
     pub inputs: usize,
+    /// The members' weights.
+    pub weight: GroupWeight<'a, B>,
     /// The layers; their outputs stand in this order in a row of the result.
     pub members: Vec<Linear<'a, B>>,
 }
@@ -153,6 +167,8 @@ pub enum Epilogue<'a, B: Backend> {
     Residual(&'a B::Act),
     /// The query and key columns are rotated to their positions (RoPE, arXiv:2104.09864, half-split pairs).
     Rope(&'a Heads),
+    /// The result `[rows, 2 * inner]` (gate first) is stored, and this buffer `[rows, inner]` `= silu(gate) * up`.
+    SwiGlu(&'a mut B::Act),
 }
 
 /// The shape of attention, and the rotation of its queries and keys.
@@ -192,8 +208,69 @@ pub struct AdamWStep {
     pub eps: f64,
     /// Steps taken before, plus one.
     pub step: u64,
-    /// Gradients are multiplied by it first (clipping).
-    pub clip: f64,
+    /// Gradients are first multiplied by `min(1, max_norm / (norm + 1e-6))`, as in PyTorch's `clip_grad_norm_`; `None` leaves them.
+    pub max_norm: Option<f64>,
+}
+
+/// How next tokens are chosen, with Transformers' meaning and order: penalty, temperature, top-k, top-p.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampling {
+    /// Draw by probability; otherwise the largest score (after the penalty alone) is taken, the lowest token of equal ones.
+    pub sample: bool,
+    /// Scores are divided by it.
+    pub temperature: f32,
+    /// Only so many largest scores stay, and those equal to the last of them; 0 keeps all.
+    pub top_k: usize,
+    /// The smallest set of most probable tokens that reaches it stays; 1 keeps all.
+    pub top_p: f64,
+    /// Scores of seen tokens are divided by it where positive, multiplied where negative.
+    pub repetition_penalty: f32,
+    /// Seed of the draws.
+    pub seed: u64,
+}
+
+impl From<&Decode> for Sampling {
+    fn from(decode: &Decode) -> Self {
+        Sampling {
+            sample: decode.sample,
+            temperature: decode.temperature as f32,
+            top_k: usize::try_from(decode.top_k).unwrap_or(usize::MAX),
+            top_p: decode.top_p,
+            repetition_penalty: decode.repetition_penalty as f32,
+            seed: decode.seed,
+        }
+    }
+}
+
+/// Second word of a draw's counter, which no dropout mask of the same seed shares.
+pub const DRAW: u32 = 0x6472_6177; // "draw"
+
+/// Whose draw it is: under one seed the same two numbers give the same random bits everywhere, the first word of Philox4x32-10 at
+/// `[position, DRAW, row low, row high]` under the key `[seed low, seed high]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stream {
+    /// The row's own number, whatever batch it is in.
+    pub row: u64,
+    /// Position of the token that is drawn.
+    pub position: u32,
+}
+
+/// A row whose next token is to be chosen.
+#[derive(Debug, Clone, Copy)]
+pub struct SampleRow<'a> {
+    /// The tokens of prompt and answer so far, for the repetition penalty.
+    pub seen: &'a [u32],
+    /// Whose draw it is.
+    pub stream: Stream,
+}
+
+/// Lengths of buffers, in the order in which they will be carved from one arena.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Need {
+    /// Of activations, in elements.
+    pub acts: Vec<usize>,
+    /// Of f32 buffers, in elements.
+    pub floats: Vec<usize>,
 }
 
 /// Why a backend could not do what it was asked.
@@ -209,45 +286,126 @@ pub enum BackendError {
         /// What is wrong with it.
         problem: String,
     },
+    /// The device has too little memory.
+    #[error(
+        "{what} needs {} on {device} and {} are free; {remedies}",
+        gib(*.needed),
+        gib(*.free)
+    )]
+    OutOfMemory {
+        /// The device's name, "GPU 0".
+        device: String,
+        /// What the memory is for, "the activations of a batch".
+        what: &'static str,
+        /// Bytes asked for.
+        needed: u64,
+        /// Bytes that are free.
+        free: u64,
+        /// What to set: "set `micro_batch = auto` or `precision = nf4`".
+        remedies: String,
+    },
+    /// The device or its driver failed.
+    #[error("{doing}: {message}")]
+    Device {
+        /// What was being done.
+        doing: String,
+        /// What the driver said.
+        message: String,
+    },
+    /// Nothing is left to choose from.
+    #[error(
+        "no next token: none of {vocab} logits is a usable number (they are NaN, infinite or masked); check the weights with `medft-engine score`"
+    )]
+    NoToken {
+        /// Length of the row.
+        vocab: usize,
+    },
+}
+
+impl BackendError {
+    /// Whether the weights are wrong rather than the device.
+    pub fn is_input(&self) -> bool {
+        match self {
+            BackendError::Tensor { .. } | BackendError::NoToken { .. } => true,
+            BackendError::OutOfMemory { .. } | BackendError::Device { .. } => false,
+        }
+    }
+}
+
+/// Bytes for people.
+fn gib(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
 }
 
 /// The op set. `Act` holds activations `[rows, columns]` row-major in the backend's activation dtype (f32 on
-/// the CPU); `Float` is f32 everywhere. All sums are f32 or wider.
-pub trait Backend: Send + Sync + Sized + 'static {
+/// the CPU); `Float` is f32 everywhere. All sums are f32 or wider. A clone is the same device.
+pub trait Backend: Clone + Send + Sync + Sized + 'static {
     /// Activations and their gradients.
     type Act: Send + Sync;
     /// Trained values, gradients, optimizer state, statistics.
     type Float: Send + Sync;
-    /// A frozen weight in the precision that the recipe asked for.
+    /// Frozen weights in the precision that the recipe asked for: one tensor, or several stacked by rows.
     type Matrix: Send + Sync;
     /// A packed batch where the ops can read it.
     type Batch: Send + Sync;
     /// Keys and values of all layers for a number of sequences.
     type Cache: Send + Sync;
+    /// One allocation that buffers are carved from. It lives as long as the last of them.
+    type Arena: Send + Sync;
+
+    /// The device, for people: "CPU, 2 threads".
+    fn name(&self) -> String;
+    /// The kind of device: results of different kinds have different bits, so the word goes into their keys.
+    fn kind(&self) -> &'static str;
+    /// Operations a second of a large product, measured, for estimates.
+    fn measure_flops(&self) -> f64;
+    /// Waits until every op is done, and reports the first error of any of them.
+    fn finish(&self) -> Result<(), BackendError>;
 
     /// Takes a batch over.
-    fn upload(&self, batch: Packed) -> Self::Batch;
-    /// An activation buffer of `len` elements, contents unspecified.
-    fn act(&self, len: usize) -> Self::Act;
-    /// An f32 buffer of `len` zeros.
-    fn float(&self, len: usize) -> Self::Float;
+    fn upload(&self, batch: Packed) -> Result<Self::Batch, BackendError>;
+    /// Bytes that an arena for these buffers takes.
+    fn arena_bytes(&self, need: &Need) -> u64;
+    /// Room for exactly these buffers. `what` names them in an error.
+    fn arena(&self, what: &'static str, need: &Need) -> Result<Self::Arena, BackendError>;
+    /// The next activation buffer of an arena, of `len` elements, contents unspecified.
+    ///
+    /// # Panics
+    /// If the arena was made for other buffers.
+    fn act(&self, arena: &mut Self::Arena, len: usize) -> Self::Act;
+    /// The next f32 buffer of an arena, of `len` elements, contents unspecified.
+    ///
+    /// # Panics
+    /// If the arena was made for other buffers.
+    fn float(&self, arena: &mut Self::Arena, len: usize) -> Self::Float;
+    /// A long-lived f32 buffer of `len` zeros. `what` names it in an error.
+    fn floats(&self, what: &'static str, len: usize) -> Result<Self::Float, BackendError>;
     /// Copies `from` into `to` at `offset`.
     fn write(&self, to: &mut Self::Float, offset: usize, from: &[f32]);
-    /// Copies a range out.
-    fn read(&self, from: &Self::Float, slot: Slot) -> Vec<f32>;
-    /// Loads a weight `[rows, cols]`; values that are not finite are an error.
+    /// Copies a range out, once all ops before are done; reports their errors as [`Backend::finish`] does.
+    fn read(&self, from: &Self::Float, slot: Slot) -> Result<Vec<f32>, BackendError>;
+    /// Loads weights `[rows, inputs]` with the same number of columns, stacked by rows in this order; values that are not finite are an
+    /// error. Of one tensor, it is that weight.
     fn matrix(
         &self,
-        tensor: &Tensor,
+        tensors: &[Tensor],
         precision: Precision,
         double_quant: bool,
     ) -> Result<Self::Matrix, BackendError>;
-    /// A frozen matrix's values, row-major, as the ops see them.
-    fn matrix_values(&self, matrix: &Self::Matrix) -> Vec<f32>;
+    /// All rows of a frozen matrix, row-major, as the ops see them.
+    fn matrix_values(&self, matrix: &Self::Matrix) -> Result<Vec<f32>, BackendError>;
     /// A KV cache for `slots` sequences of at most `capacity` tokens.
-    fn cache(&self, layers: usize, slots: usize, capacity: usize, heads: &Heads) -> Self::Cache;
+    fn cache(
+        &self,
+        layers: usize,
+        slots: usize,
+        capacity: usize,
+        heads: &Heads,
+    ) -> Result<Self::Cache, BackendError>;
     /// Forgets slots: sequence `keep[i]` moves to slot `i`. `keep` is ascending.
     fn cache_compact(&self, cache: &mut Self::Cache, keep: &[usize]);
+    /// Columns that an adapter of this rank takes in the buffer of low-rank products; at least `rank`.
+    fn low_columns(&self, rank: usize) -> usize;
 
     /// `x[t] = table[ids[t]]`; x `[tokens, hidden]`.
     fn embed(
@@ -295,7 +453,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
     );
 
     /// `y = x W^T + bias + LoRA`, then the epilogue; x `[rows, inputs]`, y `[rows, outputs]`. `low` keeps
-    /// `scale * dropout(x) A^T` of each member, `[rows, sum of ranks]`, for the backward pass.
+    /// `scale * dropout(x) A^T` of each member, `[rows, sum of low_columns(rank)]`, for the backward pass; its layout is the backend's own.
     fn linear(
         &self,
         group: &Group<Self>,
@@ -370,8 +528,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// `dx += dy`, both `[rows, hidden]`.
     fn add(&self, rows: usize, hidden: usize, dy: &Self::Act, dx: &mut Self::Act);
 
-    /// Cross-entropy at the batch's targets: returns one loss a target (natural log). With `dx`, that buffer `[tokens, hidden]` `=`
-    /// `grad_scale` times the gradient of the sum of the losses (0 at rows without a target), and a trained head's gradient `+=`.
+    /// Cross-entropy at the batch's targets: `losses[at..at + targets] =` one loss a target (natural log). With `backward`, its dx
+    /// `[tokens, hidden]` `=` `grad_scale` times the gradient of the sum of the losses (0 at rows without a target), and a trained head's
+    /// gradient `+=`.
     fn head_loss(
         &self,
         head: &Weight<Self>,
@@ -380,9 +539,11 @@ pub trait Backend: Send + Sync + Sized + 'static {
         hidden: usize,
         vocab: usize,
         x: &Self::Act,
+        losses: &mut Self::Float,
+        at: usize,
         backward: Option<HeadBackward<Self>>,
-    ) -> Vec<f32>;
-    /// Logits at the batch's targets, `[targets, vocab]`.
+    );
+    /// Logits at the batch's targets: rows `at_row..at_row + targets` of logits `[rows, vocab]` `=`.
     fn head_logits(
         &self,
         head: &Weight<Self>,
@@ -391,17 +552,30 @@ pub trait Backend: Send + Sync + Sized + 'static {
         hidden: usize,
         vocab: usize,
         x: &Self::Act,
-    ) -> Vec<f32>;
+        logits: &mut Self::Float,
+        at_row: usize,
+    );
+    /// The next token of each row, from the first `rows.len()` rows of logits `[rows, vocab]`, whose contents are lost. The last op of
+    /// a step of generation: reports errors as [`Backend::finish`] does, and [`BackendError::NoToken`].
+    fn sample(
+        &self,
+        sampling: &Sampling,
+        rows: &[SampleRow],
+        vocab: usize,
+        logits: &mut Self::Float,
+    ) -> Result<Vec<u32>, BackendError>;
 
-    /// `sqrt(sum(x^2))`.
-    fn norm(&self, x: &Self::Float) -> f64;
+    /// `out[0] = sqrt(sum(x^2))`.
+    fn norm(&self, x: &Self::Float, out: &mut Self::Float);
     /// `x = 0`.
     fn zero(&self, x: &mut Self::Float);
-    /// One AdamW step over all trained values: values, first and second moments `=`.
+    /// One AdamW step over all trained values: values, first and second moments `=`. `norm[0]` is the gradients' norm; where it is not
+    /// finite, nothing changes.
     fn adamw(
         &self,
         step: &AdamWStep,
         grads: &Self::Float,
+        norm: &Self::Float,
         values: &mut Self::Float,
         first: &mut Self::Float,
         second: &mut Self::Float,

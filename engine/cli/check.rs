@@ -1,5 +1,6 @@
 //! `check`: is the recipe right, and what will it need?
 
+use super::device::{DeviceArgs, with_backend};
 use super::recipe::RecipeArgs;
 use super::{Outcome, output};
 use crate::study::estimate::{Need, needs};
@@ -11,6 +12,8 @@ use serde::Serialize;
 pub struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Print the resolved plan and its needs
     #[arg(long)]
     json: bool,
@@ -25,7 +28,8 @@ struct Checked<'a> {
 /// Runs `check`.
 pub fn run(args: Args) -> Outcome {
     let recipe = args.recipe.check()?;
-    let (plan, needs) = (&recipe.plan, needs(&recipe.plan));
+    let plan = &recipe.plan;
+    let needs = with_backend!(args.device.open()?, backend => needs(plan, &backend));
     if args.json {
         return output::json(&Checked { plan, needs });
     }

@@ -1,12 +1,14 @@
 //! `generate`: continues a prompt or a conversation.
 
+use super::device::with_backend;
 use super::model::{ModelArgs, read_ids};
-use super::tokenize::read_chat;
+use super::tokenize::{Chat, read_chat};
 use super::{Blame, Failure, Outcome, output};
+use crate::backend::Backend;
 use crate::generate::engine::{Finish, Generator, Request};
 use crate::text::template::ChatTemplate;
 use crate::text::tokenizer::Tokenizer;
-use anyhow::Context;
+use anyhow::Error;
 use medft_dsl::plan::Decode;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -106,12 +108,21 @@ struct Generated {
 
 /// Runs `generate`.
 pub fn run(args: Args) -> Outcome {
-    let Input { prompt, chat, ids } = &args.input;
+    let Input { chat, ids, .. } = &args.input;
     // Files are read before the weights: what is wrong with them is said at once.
     let chat = chat.as_deref().map(read_chat).transpose()?;
     let ids = ids.as_deref().map(read_ids).transpose()?;
-    let model = args.model.load()?;
-    let prompts = match (prompt, chat, ids) {
+    with_backend!(args.model.device.open()?, backend => run_on(&args, backend, chat, ids))
+}
+
+fn run_on<B: Backend>(
+    args: &Args,
+    backend: B,
+    chat: Option<Chat>,
+    ids: Option<Vec<Vec<u32>>>,
+) -> Outcome {
+    let model = args.model.load(backend)?;
+    let prompts = match (&args.input.prompt, chat, ids) {
         (Some(text), ..) => vec![model.tokenizer()?.encode_plain(text).input()?],
         (_, Some(chat), _) => {
             let tokenizer = model.tokenizer()?;
@@ -134,8 +145,7 @@ pub fn run(args: Args) -> Outcome {
         .collect();
     let answers = generator
         .answer(&requests)
-        .with_context(|| args.input.name())
-        .input()?;
+        .map_err(|e| Failure::of(e.is_input(), Error::new(e).context(args.input.name())))?;
     let mut results = Vec::new();
     for answer in answers {
         let decode = |t: &Tokenizer| t.decode(&answer.ids, true);

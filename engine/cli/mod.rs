@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod check;
+mod device;
 mod doctor;
 mod explore;
 mod fmt;
@@ -65,6 +66,14 @@ enum Failure {
     Work(anyhow::Error),
     /// Already said: only the code is left.
     Said(u8),
+}
+
+impl Failure {
+    /// The user's input if `input`, else the work.
+    fn of(input: bool, error: impl Into<anyhow::Error>) -> Self {
+        let whose = if input { Failure::Input } else { Failure::Work };
+        whose(error.into())
+    }
 }
 
 type Outcome = Result<(), Failure>;

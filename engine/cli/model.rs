@@ -1,7 +1,8 @@
 //! The flags that name a model, and the files of text and token ids, shared by `score`, `generate` and `tokenize`.
 
+use super::device::DeviceArgs;
 use super::{Blame, Failure};
-use crate::backend::cpu::Cpu;
+use crate::backend::Backend;
 use crate::model::adapter;
 use crate::model::decoder::Decoder;
 use crate::model::trained::Trained;
@@ -24,9 +25,8 @@ pub struct ModelArgs {
     /// How the linear layers are held in memory
     #[arg(long, value_enum, default_value = "f32")]
     pub precision: PrecisionArg,
-    /// Where to compute
-    #[arg(long, value_enum, default_value = "auto")]
-    pub device: Device,
+    #[command(flatten)]
+    pub device: DeviceArgs,
 }
 
 /// [`Precision`] on the command line.
@@ -40,35 +40,12 @@ pub enum PrecisionArg {
     Nf4,
 }
 
-/// Where to compute.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Device {
-    /// The GPU if this build and machine have one, else the CPU
-    Auto,
-    /// All cores
-    Cpu,
-    /// An NVIDIA GPU, or an error
-    Cuda,
-}
-
-impl Device {
-    /// Refuses what this build cannot do.
-    pub fn check(self) -> Result<(), Failure> {
-        match self {
-            Device::Auto | Device::Cpu => Ok(()),
-            Device::Cuda => Err(Failure::Input(anyhow!(
-                "`--device cuda`: this build computes on the CPU only; use `--device cpu` or `--device auto`"
-            ))),
-        }
-    }
-}
-
 /// A loaded model with its adapter and, where the directory has one, its tokenizer.
-pub struct Loaded {
+pub struct Loaded<B: Backend> {
     /// The base model.
-    pub decoder: Decoder<Cpu>,
+    pub decoder: Decoder<B>,
     /// The adapter.
-    pub trained: Option<Trained<Cpu>>,
+    pub trained: Option<Trained<B>>,
     /// The tokenizer; none for directories that hold token models only.
     pub tokenizer: Option<Tokenizer>,
     dir: PathBuf,
@@ -76,16 +53,17 @@ pub struct Loaded {
 
 impl ModelArgs {
     /// Loads what the flags name.
-    pub fn load(&self) -> Result<Loaded, Failure> {
-        self.device.check()?;
+    pub fn load<B: Backend>(&self, backend: B) -> Result<Loaded<B>, Failure> {
         let precision = match self.precision {
             PrecisionArg::F32 => Precision::F32,
             PrecisionArg::Bf16 => Precision::Bf16,
             PrecisionArg::Nf4 => Precision::Nf4,
         };
-        let decoder = Decoder::load(Cpu, &self.model, precision, true).input()?;
-        let read = |dir: &PathBuf| adapter::read(&Cpu, &decoder.config, dir);
-        let trained = self.adapter.as_ref().map(read).transpose().input()?;
+        let decoder = Decoder::load(backend, &self.model, precision, true)
+            .map_err(|e| Failure::of(e.is_input(), e))?;
+        let read = |dir: &PathBuf| adapter::read(&decoder.backend, &decoder.config, dir);
+        let trained = self.adapter.as_ref().map(read).transpose();
+        let trained = trained.map_err(|e| Failure::of(e.is_input(), e))?;
         let has_tokenizer = self.model.join("tokenizer.json").is_file();
         let tokenizer = has_tokenizer
             .then(|| Tokenizer::load(&self.model))
@@ -103,7 +81,7 @@ impl ModelArgs {
     }
 }
 
-impl Loaded {
+impl<B: Backend> Loaded<B> {
     /// The tokenizer, or a sentence about what is missing.
     pub fn tokenizer(&self) -> Result<&Tokenizer, Failure> {
         self.tokenizer.as_ref().ok_or_else(|| {

@@ -1,9 +1,11 @@
 //! `predict`: codes one note from stdin, or many from a file, with a system of a recipe.
 
+use super::device::{DeviceArgs, with_backend};
 use super::progress::Progress;
-use super::recipe::RecipeArgs;
+use super::recipe::{Recipe, RecipeArgs};
 use super::run::blame;
 use super::{Blame, Outcome, output};
+use crate::backend::Backend;
 use crate::study::coder::{Coded, Coder};
 use anyhow::{Context, anyhow};
 use serde::{Deserialize, Serialize};
@@ -15,6 +17,8 @@ use std::path::PathBuf;
 pub struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Model or train block that codes [default: the first train block]
     #[arg(long, value_name = "NAME")]
     system: Option<String>,
@@ -47,9 +51,14 @@ struct Line<'a> {
 /// Runs `predict`.
 pub fn run(args: Args) -> Outcome {
     let recipe = args.recipe.check()?;
+    with_backend!(args.device.open()?, backend => run_on(&args, &recipe, backend))
+}
+
+fn run_on<B: Backend>(args: &Args, recipe: &Recipe, backend: B) -> Outcome {
     let name = args.system.as_deref();
+    let mut progress = Progress::default();
     let coder =
-        Coder::load(&recipe.plan, name, &args.out, &mut Progress::default()).map_err(blame)?;
+        Coder::load(backend, &recipe.plan, name, &args.out, &mut progress).map_err(blame)?;
     let print = |id: Option<serde_json::Value>, note: &str| -> Outcome {
         let coded = coder.code(note).map_err(blame)?;
         if args.json {

@@ -65,7 +65,8 @@ impl Progress {
         self.last_line = None;
     }
 
-    fn plan(&self, stages: &[StageLine]) {
+    fn plan(&self, device: &str, stages: &[StageLine]) {
+        eprintln!("on {device}:");
         let width = stages
             .iter()
             .map(|s| s.name.chars().count())
@@ -147,7 +148,7 @@ pub fn duration(seconds: f64) -> String {
 impl Observer for Progress {
     fn event(&mut self, event: StudyEvent) {
         match event {
-            StudyEvent::Plan(stages) => self.plan(&stages),
+            StudyEvent::Plan { device, stages } => self.plan(&device, &stages),
             StudyEvent::Begin { stage, name } => {
                 self.finish();
                 self.say(&format!("{stage} {name}"));

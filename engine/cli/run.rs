@@ -1,6 +1,6 @@
 //! `run`: everything that a recipe describes.
 
-use super::model::Device;
+use super::device::{DeviceArgs, with_backend};
 use super::progress::Progress;
 use super::recipe::RecipeArgs;
 use super::{Blame, Failure, Outcome, output};
@@ -15,9 +15,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
-    /// Where to compute
-    #[arg(long, value_enum, default_value = "auto")]
-    device: Device,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Folder for results
     #[arg(long, value_name = "DIR", default_value = "runs")]
     out: PathBuf,
@@ -32,7 +31,7 @@ pub struct Args {
 /// Runs `run`.
 pub fn run(args: Args) -> Outcome {
     let recipe = args.recipe.check()?;
-    args.device.check()?;
+    let device = args.device.open()?;
     let stop = stop_on_ctrl_c()?;
     let study = Study {
         plan: &recipe.plan,
@@ -40,7 +39,9 @@ pub fn run(args: Args) -> Outcome {
         out: &args.out,
         must_resume: args.resume,
     };
-    let finished = study.run(&stop, &mut Progress::default()).map_err(blame)?;
+    let mut progress = Progress::default();
+    let finished = with_backend!(device, backend => study.run(backend, &stop, &mut progress));
+    let finished = finished.map_err(blame)?;
     let Finished {
         dir,
         report,

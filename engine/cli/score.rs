@@ -1,10 +1,12 @@
 //! `score`: per-token log-probabilities and perplexity.
 
+use super::device::with_backend;
 use super::model::{ModelArgs, read_ids, read_text};
 use super::{Blame, Failure, Outcome, output};
+use crate::backend::Backend;
 use crate::generate::score::score;
-use anyhow::Context;
-use std::path::PathBuf;
+use anyhow::Error;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `score`.
 #[derive(clap::Args)]
@@ -40,14 +42,26 @@ pub fn run(args: Args) -> Outcome {
         (None, Some(path)) => (path, Some(read_ids(path)?)),
         (None, None) => return Err(Failure::Said(2)),
     };
-    let model = args.model.load()?;
+    with_backend!(args.model.device.open()?, backend => run_on(&args, backend, path, sequences))
+}
+
+fn run_on<B: Backend>(
+    args: &Args,
+    backend: B,
+    path: &Path,
+    sequences: Option<Vec<Vec<u32>>>,
+) -> Outcome {
+    let model = args.model.load(backend)?;
     let sequences = match sequences {
         Some(ids) => ids,
         None => vec![model.tokenizer()?.encode_plain(&read_text(path)?).input()?],
     };
-    let scores = score(&model.decoder, model.trained.as_ref(), &sequences)
-        .with_context(|| path.display().to_string())
-        .input()?;
+    let scores = score(&model.decoder, model.trained.as_ref(), &sequences).map_err(|e| {
+        Failure::of(
+            e.is_input(),
+            Error::new(e).context(path.display().to_string()),
+        )
+    })?;
     if args.json {
         return output::json(&scores);
     }

@@ -47,7 +47,7 @@ pub struct Scope<'a> {
     pub double_quant: bool,
     /// Decoding settings.
     pub decode: &'a Decode,
-    /// Backend and version of the code that decodes, such as `cpu/1`: raised when the same inputs begin to give other answers.
+    /// Backend and version of the code that decodes, such as `cpu/2`: raised when the same inputs begin to give other answers.
     pub decoder: &'a str,
 }
 

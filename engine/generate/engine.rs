@@ -5,13 +5,11 @@
 
 pub use super::GenerateError;
 use super::passes;
-use super::sampler::{Sampler, SamplerError, Stream};
-use crate::backend::{Backend, Packed, Target};
+use crate::backend::{Backend, BackendError, Packed, SampleRow, Sampling, Stream, Target};
 use crate::model::decoder::Decoder;
 use crate::model::pass::Workspace;
 use crate::model::trained::Trained;
 use medft_dsl::plan::Decode;
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -94,9 +92,10 @@ impl<B: Backend> Generator<'_, B> {
         }
         let longest = requests.iter().map(|r| r.prompt.len()).max().unwrap_or(0);
         let room = longest + max_new;
-        let mut cache = backend.cache(config.layers, requests.len(), room, &config.heads);
-        let mut logits = self.read_prompts(requests, passes, largest, &mut cache);
-        let mut ws = Workspace::new(backend, config, self.trained, requests.len(), false);
+        let mut cache = backend.cache(config.layers, requests.len(), room, &config.heads)?;
+        let mut logits = backend.floats("a batch's logits", requests.len() * config.vocab)?;
+        self.read_prompts(requests, passes, largest, &mut cache, &mut logits)?;
+        let mut ws = Workspace::new(backend, config, self.trained, requests.len(), false)?;
         let live = |(index, r): (usize, &Request)| Live {
             index,
             row: r.row,
@@ -131,57 +130,63 @@ impl<B: Backend> Generator<'_, B> {
                 let at = batch.push(&row.ids[past..], past, slot);
                 batch.targets.push(Target { row: at, id: 0 });
             }
-            logits = self.logits(batch, &mut cache, &mut ws);
+            self.logits(batch, &mut cache, &mut logits, 0, &mut ws)?;
         }
     }
 
-    /// Reads the prompts into the cache; returns the logits after each, `[requests, vocab]`.
+    /// Reads the prompts into the cache; the logits after each `[requests, vocab]` `=`.
     fn read_prompts(
         &self,
         requests: &[Request],
         passes: Vec<Range<usize>>,
         largest: usize,
         cache: &mut B::Cache,
-    ) -> Vec<f32> {
+        logits: &mut B::Float,
+    ) -> Result<(), BackendError> {
         let (backend, config) = (&self.decoder.backend, &self.decoder.config);
-        let mut ws = Workspace::new(backend, config, self.trained, largest, false);
-        let mut logits = Vec::with_capacity(requests.len() * config.vocab);
+        let mut ws = Workspace::new(backend, config, self.trained, largest, false)?;
         for pass in passes {
-            let mut batch = Packed::default();
+            let (mut batch, at_row) = (Packed::default(), pass.start);
             for slot in pass {
                 batch.push(requests[slot].prompt, 0, slot);
                 let row = batch.tokens() - 1;
                 batch.targets.push(Target { row, id: 0 });
             }
-            logits.extend(self.logits(batch, cache, &mut ws));
+            self.logits(batch, cache, logits, at_row, &mut ws)?;
         }
-        logits
+        Ok(())
     }
 
-    /// Logits at the batch's targets, `[targets, vocab]`.
-    fn logits(&self, batch: Packed, cache: &mut B::Cache, ws: &mut Workspace<B>) -> Vec<f32> {
+    /// Logits at the batch's targets, in the rows from `at_row` on.
+    fn logits(
+        &self,
+        batch: Packed,
+        cache: &mut B::Cache,
+        logits: &mut B::Float,
+        at_row: usize,
+        ws: &mut Workspace<B>,
+    ) -> Result<(), BackendError> {
         let n = batch.tokens();
-        let batch = self.decoder.backend.upload(batch);
+        let batch = self.decoder.backend.upload(batch)?;
         self.decoder
-            .logits(self.trained, &batch, n, Some(cache), ws)
+            .logits(self.trained, &batch, n, Some(cache), logits, at_row, ws);
+        Ok(())
     }
 
     /// The next token of every live row.
-    fn choose(&self, live: &[Live], logits: &mut [f32]) -> Result<Vec<u32>, SamplerError> {
-        logits
-            .par_chunks_mut(self.decoder.config.vocab)
-            .zip(live)
-            .map_init(
-                || Sampler::new(self.settings),
-                |sampler, (logits, row)| {
-                    let stream = Stream {
-                        seed: self.settings.seed,
-                        row: row.row,
-                        position: (row.ids.len() - row.prompt_len) as u32,
-                    };
-                    sampler.choose(logits, &row.ids, stream)
+    fn choose(&self, live: &[Live], logits: &mut B::Float) -> Result<Vec<u32>, BackendError> {
+        let rows: Vec<SampleRow> = live
+            .iter()
+            .map(|live| SampleRow {
+                seen: &live.ids,
+                stream: Stream {
+                    row: live.row,
+                    position: (live.ids.len() - live.prompt_len) as u32,
                 },
-            )
-            .collect()
+            })
+            .collect();
+        let vocab = self.decoder.config.vocab;
+        let sampling = Sampling::from(self.settings);
+        self.decoder.backend.sample(&sampling, &rows, vocab, logits)
     }
 }

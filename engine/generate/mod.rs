@@ -1,9 +1,9 @@
 //! From prompts to answers: batches over a KV cache, sampling, stopping; and the scores of given tokens.
 
 pub mod engine;
-pub mod sampler;
 pub mod score;
 
+use crate::backend::BackendError;
 use std::ops::Range;
 
 /// Tokens that are read together; a longer sequence is alone in its pass.
@@ -30,9 +30,19 @@ pub enum GenerateError {
         /// Rows of the embedding.
         vocab: usize,
     },
-    /// No token could be chosen.
+    /// The device, or no token that could be chosen.
     #[error(transparent)]
-    Sampler(#[from] sampler::SamplerError),
+    Backend(#[from] BackendError),
+}
+
+impl GenerateError {
+    /// Whether the sequences or the weights are wrong rather than the device.
+    pub fn is_input(&self) -> bool {
+        match self {
+            GenerateError::Backend(e) => e.is_input(),
+            _ => true,
+        }
+    }
 }
 
 /// Divides checked sequences into passes of at most [`PASS_TOKENS`] tokens, or of a single one. Returns the passes and the tokens of the

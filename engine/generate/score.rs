@@ -3,7 +3,7 @@
 //! Holds scoring in packed passes. It refuses to choose tokens. Invariant: a sequence's numbers do not depend on the others.
 
 use super::{GenerateError, passes};
-use crate::backend::{Backend, Packed, Target};
+use crate::backend::{Backend, Packed, Slot, Target};
 use crate::model::decoder::Decoder;
 use crate::model::pass::Workspace;
 use crate::model::trained::Trained;
@@ -25,7 +25,7 @@ pub struct Score {
 /// Scores sequences, in their order.
 ///
 /// # Errors
-/// An empty sequence, or a token that the model does not have.
+/// An empty sequence, a token that the model does not have, and whatever the device says.
 pub fn score<B: Backend>(
     decoder: &Decoder<B>,
     trained: Option<&Trained<B>>,
@@ -33,12 +33,13 @@ pub fn score<B: Backend>(
 ) -> Result<Vec<Score>, GenerateError> {
     let (backend, config) = (&decoder.backend, &decoder.config);
     let (passes, largest) = passes(sequences.iter().map(Vec::as_slice), config.vocab)?;
-    let mut ws = Workspace::new(backend, config, trained, largest, false);
-    let mut scores = Vec::with_capacity(sequences.len());
+    let mut ws = Workspace::new(backend, config, trained, largest, false)?;
+    let targets = sequences.iter().map(|ids| ids.len() - 1).sum();
+    let mut losses = backend.floats("the losses of all sequences", targets)?;
+    let mut at = 0;
     for pass in passes {
-        let rows = &sequences[pass];
         let mut batch = Packed::default();
-        for (slot, ids) in rows.iter().enumerate() {
+        for (slot, ids) in sequences[pass].iter().enumerate() {
             let start = batch.push(ids, 0, slot);
             let next = ids.iter().enumerate().skip(1);
             batch.targets.extend(next.map(|(i, id)| Target {
@@ -46,21 +47,27 @@ pub fn score<B: Backend>(
                 id: *id,
             }));
         }
-        let n = batch.tokens();
-        let batch = backend.upload(batch);
-        let mut losses = decoder.losses(trained, &batch, n, &mut ws).into_iter();
-        for ids in rows {
-            let logprobs: Vec<f32> = losses.by_ref().take(ids.len() - 1).map(|l| -l).collect();
-            // From a positive zero: an empty sum is -0, which JSON would show.
-            let sum = logprobs.iter().fold(0.0, |sum, l| sum - f64::from(*l));
-            let nll = sum / logprobs.len().max(1) as f64;
-            scores.push(Score {
-                ids: ids.clone(),
-                logprobs,
-                nll,
-                perplexity: nll.exp(),
-            });
-        }
+        let (n, own) = (batch.tokens(), batch.targets.len());
+        let batch = backend.upload(batch)?;
+        decoder.losses(trained, &batch, n, &mut losses, at, &mut ws);
+        at += own;
     }
-    Ok(scores)
+    let slot = Slot {
+        offset: 0,
+        len: targets,
+    };
+    let mut losses = backend.read(&losses, slot)?.into_iter();
+    let score = |ids: &Vec<u32>| {
+        let logprobs: Vec<f32> = losses.by_ref().take(ids.len() - 1).map(|l| -l).collect();
+        // From a positive zero: an empty sum is -0, which JSON would show.
+        let sum = logprobs.iter().fold(0.0, |sum, l| sum - f64::from(*l));
+        let nll = sum / logprobs.len().max(1) as f64;
+        Score {
+            ids: ids.clone(),
+            logprobs,
+            nll,
+            perplexity: nll.exp(),
+        }
+    };
+    Ok(sequences.iter().map(score).collect())
 }

@@ -6,7 +6,7 @@
 use super::checkpoint::{CheckpointError, open_file};
 use super::config::Config;
 use super::trained::{LoraShape, Parameter, Trained, Tuning};
-use crate::backend::Backend;
+use crate::backend::{Backend, BackendError};
 use crate::data::whole_file::{WriteError, write_whole};
 use medft_dsl::plan::Linear;
 use safetensors::tensor::TensorView;
@@ -60,6 +60,20 @@ pub enum AdapterError {
         /// What safetensors said.
         source: safetensors::SafeTensorError,
     },
+    /// The device.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+}
+
+impl AdapterError {
+    /// Whether the files are wrong rather than the device.
+    pub fn is_input(&self) -> bool {
+        match self {
+            AdapterError::Weights(e) => e.is_input(),
+            AdapterError::Backend(e) => e.is_input(),
+            _ => true,
+        }
+    }
 }
 
 /// Settings that [`read`] applies or checks by their values.
@@ -158,7 +172,7 @@ fn read_weights<B: Backend>(
             });
         }
     }
-    let mut trained = Trained::zeros(backend, config, Tuning::Lora(shape));
+    let mut trained = Trained::zeros(backend, config, Tuning::Lora(shape))?;
     read_tensors(backend, &mut trained, &path)?;
     Ok(trained)
 }
@@ -313,13 +327,15 @@ pub fn write_tensors<B: Backend>(
     trained: &Trained<B>,
     path: &Path,
 ) -> Result<(), AdapterError> {
-    let tensor = |p: &'_ Parameter| NamedTensor {
-        name: p.name.clone(),
-        shape: p.shape.clone(),
-        values: backend.read(&trained.values, p.slot),
+    let tensor = |p: &'_ Parameter| -> Result<NamedTensor, BackendError> {
+        Ok(NamedTensor {
+            name: p.name.clone(),
+            shape: p.shape.clone(),
+            values: backend.read(&trained.values, p.slot)?,
+        })
     };
-    let tensors: Vec<NamedTensor> = trained.parameters().iter().map(tensor).collect();
-    write_file(path, &tensors)
+    let tensors: Result<Vec<NamedTensor>, _> = trained.parameters().iter().map(tensor).collect();
+    write_file(path, &tensors?)
 }
 
 /// A tensor to be written.

@@ -65,6 +65,16 @@ pub enum CheckpointError {
     Values(#[from] BackendError),
 }
 
+impl CheckpointError {
+    /// Whether the files are wrong rather than the device.
+    pub fn is_input(&self) -> bool {
+        match self {
+            CheckpointError::Values(e) => e.is_input(),
+            _ => true,
+        }
+    }
+}
+
 /// Element types that weights come in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dtype {

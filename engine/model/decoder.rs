@@ -3,10 +3,10 @@
 //! Holds loading and the choice between a frozen and a trained tensor. Invariant: a decoder never changes after it is loaded, so a base
 //! model, several adapters and several batches share one.
 
-use super::checkpoint::{Checkpoint, CheckpointError};
+use super::checkpoint::{Checkpoint, CheckpointError, Tensor};
 use super::config::{Config, ConfigError};
 use super::trained::{DropoutStep, Trained, linear_bias, linear_path, linear_shape};
-use crate::backend::{Backend, Group, Linear, Vector, Weight};
+use crate::backend::{Backend, BackendError, Group, GroupWeight, Linear, Slot, Vector, Weight};
 use medft_dsl::plan::{self, Precision};
 use std::path::Path;
 
@@ -19,6 +19,16 @@ pub enum ModelError {
     /// The weights.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+}
+
+impl ModelError {
+    /// Whether the files are wrong rather than the device.
+    pub fn is_input(&self) -> bool {
+        match self {
+            ModelError::Config(_) => true,
+            ModelError::Checkpoint(e) => e.is_input(),
+        }
+    }
 }
 
 /// A loaded model.
@@ -36,23 +46,40 @@ pub struct Decoder<B: Backend> {
 struct Layer<B: Backend> {
     norm_attention: B::Float,
     norm_mlp: B::Float,
-    /// In the order of [`plan::Linear::ALL`].
+    /// In the order of [`Stack::ALL`].
     weights: Vec<B::Matrix>,
+    /// In the order of [`plan::Linear::ALL`].
     biases: Vec<Option<B::Float>>,
 }
 
-/// The linear layers that share an input.
-pub const QKV: &[plan::Linear] = &[
-    plan::Linear::QProj,
-    plan::Linear::KProj,
-    plan::Linear::VProj,
-];
-/// The attention's output layer.
-pub const O: &[plan::Linear] = &[plan::Linear::OProj];
-/// The two layers before SwiGLU.
-pub const GATE_UP: &[plan::Linear] = &[plan::Linear::GateProj, plan::Linear::UpProj];
-/// The layer behind SwiGLU.
-pub const DOWN: &[plan::Linear] = &[plan::Linear::DownProj];
+/// Linear layers that share an input; their weights are one stacked matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stack {
+    /// Queries, keys and values.
+    Qkv,
+    /// The attention's output.
+    Out,
+    /// The two layers before SwiGLU.
+    GateUp,
+    /// The layer behind SwiGLU.
+    Down,
+}
+
+impl Stack {
+    /// In the order of the forward pass; their layers, one after the other, are [`plan::Linear::ALL`].
+    pub const ALL: [Stack; 4] = [Stack::Qkv, Stack::Out, Stack::GateUp, Stack::Down];
+
+    /// Its layers, from the first rows to the last.
+    pub fn linears(self) -> &'static [plan::Linear] {
+        use plan::Linear::{DownProj, GateProj, KProj, OProj, QProj, UpProj, VProj};
+        match self {
+            Stack::Qkv => &[QProj, KProj, VProj],
+            Stack::Out => &[OProj],
+            Stack::GateUp => &[GateProj, UpProj],
+            Stack::Down => &[DownProj],
+        }
+    }
+}
 
 impl<B: Backend> Decoder<B> {
     /// Loads a Hugging Face model directory. Only the seven linear layers are quantised under NF4; embedding and head stay bf16, as
@@ -73,15 +100,17 @@ impl<B: Backend> Decoder<B> {
         } else {
             precision
         };
-        let matrix =
-            |name: &str, shape: (usize, usize), precision| -> Result<B::Matrix, CheckpointError> {
-                let tensor = checkpoint.get(name, &[shape.0, shape.1])?;
-                Ok(backend.matrix(tensor, precision, double_quant)?)
-            };
+        let tensor =
+            |name: &str, shape: (usize, usize)| checkpoint.get(name, &[shape.0, shape.1]).cloned();
+        let matrix = |tensors: &[Tensor], precision| {
+            backend
+                .matrix(tensors, precision, double_quant)
+                .map_err(CheckpointError::from)
+        };
         let vector = |name: &str, len: usize| -> Result<B::Float, CheckpointError> {
             let tensor = checkpoint.get(name, &[len])?;
             tensor.check_finite()?;
-            let mut float = backend.float(len);
+            let mut float = backend.floats("a vector of the model", len)?;
             backend.write(&mut float, 0, &tensor.to_f32()?);
             Ok(float)
         };
@@ -94,12 +123,17 @@ impl<B: Backend> Decoder<B> {
                 )
             };
             let (mut weights, mut biases) = (Vec::new(), Vec::new());
-            for linear in plan::Linear::ALL {
-                let (path, shape) = (linear_path(layer, linear), linear_shape(&config, linear));
-                weights.push(matrix(&format!("{path}.weight"), shape, precision)?);
-                let bias =
-                    linear_bias(&config, linear).then(|| vector(&format!("{path}.bias"), shape.0));
-                biases.push(bias.transpose()?);
+            for stack in Stack::ALL {
+                let mut tensors = Vec::new();
+                for linear in stack.linears() {
+                    let (path, shape) =
+                        (linear_path(layer, *linear), linear_shape(&config, *linear));
+                    tensors.push(tensor(&format!("{path}.weight"), shape)?);
+                    let bias = linear_bias(&config, *linear);
+                    let bias = bias.then(|| vector(&format!("{path}.bias"), shape.0));
+                    biases.push(bias.transpose()?);
+                }
+                weights.push(matrix(&tensors, precision)?);
             }
             layers.push(Layer {
                 norm_attention: gain("input_layernorm")?,
@@ -109,18 +143,20 @@ impl<B: Backend> Decoder<B> {
             });
         }
         let table = (config.vocab, config.hidden);
-        Ok(Decoder {
-            embed: matrix("model.embed_tokens.weight", table, rest)?,
+        let decoder = Decoder {
+            embed: matrix(&[tensor("model.embed_tokens.weight", table)?], rest)?,
             norm: vector("model.norm.weight", config.hidden)?,
             head: if config.tied {
                 None
             } else {
-                Some(matrix("lm_head.weight", table, rest)?)
+                Some(matrix(&[tensor("lm_head.weight", table)?], rest)?)
             },
             layers,
             backend,
             config,
-        })
+        };
+        decoder.backend.finish().map_err(CheckpointError::from)?;
+        Ok(decoder)
     }
 
     /// The embedding table.
@@ -161,72 +197,80 @@ impl<B: Backend> Decoder<B> {
     pub fn group<'a>(
         &'a self,
         layer: usize,
-        linears: &[plan::Linear],
+        stack: Stack,
         trained: Option<&Trained<B>>,
         dropout: Option<DropoutStep>,
     ) -> Group<'a, B> {
-        let own = &self.layers[layer];
-        let member = |linear: &plan::Linear| {
-            let index = *linear as usize;
-            let name = |what: &str| format!("{}.{what}", linear_path(layer, *linear));
-            Linear {
-                weight: match trained.and_then(|t| t.full(&name("weight"))) {
-                    Some(slot) => Weight::Trained(slot),
-                    None => Weight::Frozen(&own.weights[index]),
-                },
-                bias: own.biases[index]
-                    .as_ref()
-                    .map(|bias| vector(bias, trained, || name("bias"))),
-                outputs: linear_shape(&self.config, *linear).0,
-                lora: trained.and_then(|t| t.lora(layer, *linear, dropout)),
-            }
+        let (own, linears) = (&self.layers[layer], stack.linears());
+        let member = |linear: &plan::Linear| Linear {
+            outputs: linear_shape(&self.config, *linear).0,
+            bias: own.biases[*linear as usize].as_ref().map(|bias| {
+                vector(bias, trained, || {
+                    format!("{}.bias", linear_path(layer, *linear))
+                })
+            }),
+            lora: trained.and_then(|t| t.lora(layer, *linear, dropout)),
         };
-        let inputs = linears
-            .first()
-            .map_or(0, |l| linear_shape(&self.config, *l).1);
+        let trained_weights = trained.and_then(|t| {
+            let slot =
+                |linear: &plan::Linear| t.full(&format!("{}.weight", linear_path(layer, *linear)));
+            linears.iter().map(slot).collect()
+        });
         Group {
-            inputs,
+            inputs: linear_shape(&self.config, linears[0]).1,
+            weight: match trained_weights {
+                Some(slots) => GroupWeight::Trained(slots),
+                None => GroupWeight::Frozen(&own.weights[stack as usize]),
+            },
             members: linears.iter().map(member).collect(),
         }
     }
 
-    /// A frozen tensor's values by its name in a checkpoint, as the ops see them.
-    pub fn values(&self, name: &str) -> Option<Vec<f32>> {
-        let float = |f: &B::Float, len| {
-            Some(
-                self.backend
-                    .read(f, crate::backend::Slot { offset: 0, len }),
-            )
-        };
+    /// A frozen tensor's values by its name in a checkpoint, as the ops see them; `None` if the model has none of this name.
+    ///
+    /// # Errors
+    /// Whatever the device says.
+    pub fn values(&self, name: &str) -> Result<Option<Vec<f32>>, BackendError> {
+        let float = |f: &B::Float, len| self.backend.read(f, Slot { offset: 0, len }).map(Some);
+        let matrix = |m: &B::Matrix| self.backend.matrix_values(m).map(Some);
         let hidden = self.config.hidden;
         match name {
-            "model.embed_tokens.weight" => return Some(self.backend.matrix_values(&self.embed)),
-            "lm_head.weight" => return self.head.as_ref().map(|h| self.backend.matrix_values(h)),
+            "model.embed_tokens.weight" => return matrix(&self.embed),
+            "lm_head.weight" => return self.head.as_ref().map_or(Ok(None), matrix),
             "model.norm.weight" => return float(&self.norm, hidden),
             _ => {}
         }
-        let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
-        let layer = layer.parse::<usize>().ok()?;
-        let own = self.layers.get(layer)?;
+        let layer = name
+            .strip_prefix("model.layers.")
+            .and_then(|rest| rest.split_once('.'))
+            .and_then(|(layer, rest)| Some((layer.parse::<usize>().ok()?, rest)))
+            .and_then(|(layer, rest)| Some((layer, self.layers.get(layer)?, rest)));
+        let Some((layer, own, rest)) = layer else {
+            return Ok(None);
+        };
         match rest {
-            "input_layernorm.weight" => float(&own.norm_attention, hidden),
-            "post_attention_layernorm.weight" => float(&own.norm_mlp, hidden),
-            _ => plan::Linear::ALL
-                .iter()
-                .enumerate()
-                .find_map(|(i, linear)| {
-                    let path = linear_path(layer, *linear);
-                    if *name == format!("{path}.weight") {
-                        Some(self.backend.matrix_values(&own.weights[i]))
-                    } else if *name == format!("{path}.bias") {
-                        own.biases[i]
-                            .as_ref()
-                            .and_then(|b| float(b, linear_shape(&self.config, *linear).0))
-                    } else {
-                        None
-                    }
-                }),
+            "input_layernorm.weight" => return float(&own.norm_attention, hidden),
+            "post_attention_layernorm.weight" => return float(&own.norm_mlp, hidden),
+            _ => {}
         }
+        for stack in Stack::ALL {
+            let mut above = 0;
+            for linear in stack.linears() {
+                let path = linear_path(layer, *linear);
+                let (outputs, inputs) = linear_shape(&self.config, *linear);
+                if *name == format!("{path}.weight") {
+                    let all = self.backend.matrix_values(&own.weights[stack as usize])?;
+                    let rows = above * inputs..(above + outputs) * inputs;
+                    return Ok(Some(all[rows].to_vec()));
+                }
+                if *name == format!("{path}.bias") {
+                    let bias = own.biases[*linear as usize].as_ref();
+                    return bias.map_or(Ok(None), |b| float(b, outputs));
+                }
+                above += outputs;
+            }
+        }
+        Ok(None)
     }
 }
 

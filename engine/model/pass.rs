@@ -5,94 +5,196 @@
 //! Invariant: a workspace belongs to one shape of adapter and holds batches of up to its capacity.
 
 use super::config::Config;
-use super::decoder::{DOWN, Decoder, GATE_UP, O, QKV};
+use super::decoder::{Decoder, Stack};
 use super::trained::{DropoutStep, Trained, Tuning};
-use crate::backend::{Backend, Epilogue, HeadBackward};
+use crate::backend::{Backend, BackendError, Epilogue, HeadBackward, Need};
 
 /// Buffers of a pass, made once and used for every batch.
 pub struct Workspace<B: Backend> {
     capacity: usize,
+    buffers: Buffers<B::Act, B::Float>,
+}
+
+/// Of activations `A` and f32 buffers `F`.
+struct Buffers<A, F> {
     /// Residual stream before each layer and behind the last; two in turn where nothing is kept.
-    x: Vec<B::Act>,
-    layers: Vec<Saved<B>>,
-    normed: B::Act,
-    h: B::Act,
-    rstd: B::Float,
-    nothing: B::Float,
-    gradients: Option<Gradients<B>>,
+    x: Vec<A>,
+    layers: Vec<Saved<A, F>>,
+    normed: A,
+    h: A,
+    rstd: F,
+    nothing: F,
+    gradients: Option<Gradients<A>>,
 }
 
 /// What a layer keeps for its backward pass.
-struct Saved<B: Backend> {
-    rstd_attention: B::Float,
-    qkv: B::Act,
-    out: B::Act,
-    lse: B::Float,
-    mid: B::Act,
-    rstd_mlp: B::Float,
-    gate_up: B::Act,
-    /// Low-rank products of q/k/v, o, gate/up and down.
-    low: [B::Act; 4],
+struct Saved<A, F> {
+    rstd_attention: F,
+    qkv: A,
+    out: A,
+    lse: F,
+    mid: A,
+    rstd_mlp: F,
+    gate_up: A,
+    /// Low-rank products, in the order of [`Stack::ALL`].
+    low: [A; 4],
 }
 
-struct Gradients<B: Backend> {
-    x: B::Act,
-    normed: B::Act,
-    qkv: B::Act,
-    out: B::Act,
-    gate_up: B::Act,
-    h: B::Act,
+struct Gradients<A> {
+    x: A,
+    normed: A,
+    qkv: A,
+    out: A,
+    gate_up: A,
+    h: A,
+}
+
+/// Where buffers come from. One constructor asks either of the two, so the count is always right.
+trait Room {
+    type Act;
+    type Float;
+    fn act(&mut self, len: usize) -> Self::Act;
+    fn float(&mut self, len: usize) -> Self::Float;
+}
+
+/// Counts.
+impl Room for Need {
+    type Act = ();
+    type Float = ();
+
+    fn act(&mut self, len: usize) {
+        self.acts.push(len);
+    }
+
+    fn float(&mut self, len: usize) {
+        self.floats.push(len);
+    }
+}
+
+/// Makes buffers.
+struct Arena<'a, B: Backend> {
+    backend: &'a B,
+    arena: B::Arena,
+}
+
+impl<B: Backend> Room for Arena<'_, B> {
+    type Act = B::Act;
+    type Float = B::Float;
+
+    fn act(&mut self, len: usize) -> B::Act {
+        self.backend.act(&mut self.arena, len)
+    }
+
+    fn float(&mut self, len: usize) -> B::Float {
+        self.backend.float(&mut self.arena, len)
+    }
+}
+
+/// What decides the size of a workspace.
+struct Shape<'a> {
+    config: &'a Config,
+    /// Columns of the low-rank products, in the order of [`Stack::ALL`].
+    low: [usize; 4],
+    capacity: usize,
+    training: bool,
+}
+
+impl<'a> Shape<'a> {
+    fn new<B: Backend>(
+        backend: &B,
+        config: &'a Config,
+        tuning: Option<&Tuning>,
+        capacity: usize,
+        training: bool,
+    ) -> Self {
+        let low = Stack::ALL.map(|stack| match tuning {
+            Some(Tuning::Lora(lora)) => {
+                let adapted = |linear: &&_| lora.targets.contains(linear);
+                stack.linears().iter().filter(adapted).count() * backend.low_columns(lora.rank)
+            }
+            _ => 0,
+        });
+        Shape {
+            config,
+            low,
+            capacity,
+            training,
+        }
+    }
+
+    fn buffers<R: Room>(&self, room: &mut R) -> Buffers<R::Act, R::Float> {
+        let (n, heads) = (self.capacity, &self.config.heads);
+        let (hidden, inner) = (n * self.config.hidden, n * self.config.inner);
+        let (qkv, out) = (n * heads.qkv(), n * heads.queries * heads.dim);
+        let saved = |room: &mut R| Saved {
+            rstd_attention: room.float(n),
+            qkv: room.act(qkv),
+            out: room.act(out),
+            lse: room.float(n * heads.queries),
+            mid: room.act(hidden),
+            rstd_mlp: room.float(n),
+            gate_up: room.act(2 * inner),
+            low: self.low.map(|columns| room.act(n * columns)),
+        };
+        let layers = if self.training { self.config.layers } else { 1 };
+        Buffers {
+            x: (0..layers + 1).map(|_| room.act(hidden)).collect(),
+            layers: (0..layers).map(|_| saved(room)).collect(),
+            normed: room.act(hidden),
+            h: room.act(inner),
+            rstd: room.float(n),
+            nothing: room.float(0),
+            gradients: self.training.then(|| Gradients {
+                x: room.act(hidden),
+                normed: room.act(hidden),
+                qkv: room.act(qkv),
+                out: room.act(out),
+                gate_up: room.act(2 * inner),
+                h: room.act(inner),
+            }),
+        }
+    }
+
+    fn need(&self) -> Need {
+        let mut need = Need::default();
+        self.buffers(&mut need);
+        need
+    }
 }
 
 impl<B: Backend> Workspace<B> {
-    /// Buffers for batches of up to `capacity` tokens; `training` keeps what the backward pass needs.
+    /// Buffers for batches of up to `capacity` tokens, in one allocation; `training` keeps what the backward pass needs.
+    ///
+    /// # Errors
+    /// Too little memory.
     pub fn new(
         backend: &B,
         config: &Config,
         trained: Option<&Trained<B>>,
         capacity: usize,
         training: bool,
-    ) -> Self {
-        let act = |columns: usize| backend.act(capacity * columns);
-        let (hidden, inner, qkv) = (config.hidden, config.inner, config.heads.qkv());
-        let out = config.heads.queries * config.heads.dim;
-        let ranks = |linears: &[medft_dsl::plan::Linear]| match trained.map(Trained::tuning) {
-            Some(Tuning::Lora(l)) => {
-                l.rank * linears.iter().filter(|x| l.targets.contains(x)).count()
-            }
-            _ => 0,
+    ) -> Result<Self, BackendError> {
+        let tuning = trained.map(Trained::tuning);
+        let shape = Shape::new(backend, config, tuning, capacity, training);
+        let what = if training {
+            "a training pass"
+        } else {
+            "a pass"
         };
-        let saved = || Saved {
-            rstd_attention: backend.float(capacity),
-            qkv: act(qkv),
-            out: act(out),
-            lse: backend.float(capacity * config.heads.queries),
-            mid: act(hidden),
-            rstd_mlp: backend.float(capacity),
-            gate_up: act(2 * inner),
-            low: [QKV, O, GATE_UP, DOWN].map(|g| act(ranks(g))),
-        };
-        Workspace {
-            capacity,
-            x: (0..if training { config.layers + 1 } else { 2 })
-                .map(|_| act(hidden))
-                .collect(),
-            layers: (0..if training { config.layers } else { 1 })
-                .map(|_| saved())
-                .collect(),
-            normed: act(hidden),
-            h: act(inner),
-            rstd: backend.float(capacity),
-            nothing: backend.float(0),
-            gradients: training.then(|| Gradients {
-                x: act(hidden),
-                normed: act(hidden),
-                qkv: act(qkv),
-                out: act(out),
-                gate_up: act(2 * inner),
-                h: act(inner),
-            }),
-        }
+        let arena = backend.arena(what, &shape.need())?;
+        let buffers = shape.buffers(&mut Arena { backend, arena });
+        Ok(Workspace { capacity, buffers })
+    }
+
+    /// The buffers that [`Workspace::new`] would make.
+    pub fn need(
+        backend: &B,
+        config: &Config,
+        tuning: Option<&Tuning>,
+        capacity: usize,
+        training: bool,
+    ) -> Need {
+        Shape::new(backend, config, tuning, capacity, training).need()
     }
 
     /// Most tokens of a batch.
@@ -129,7 +231,7 @@ impl<B: Backend> Decoder<B> {
             ws.capacity
         );
         let (b, c) = (&self.backend, &self.config);
-        let Workspace {
+        let Buffers {
             x,
             layers,
             normed,
@@ -137,14 +239,14 @@ impl<B: Backend> Decoder<B> {
             rstd,
             nothing,
             ..
-        } = ws;
+        } = &mut ws.buffers;
         let values = trained.map_or(&*nothing, |t| &t.values);
         b.embed(&self.embed(trained), values, batch, c.hidden, &mut x[0]);
         for layer in 0..c.layers {
             let kept = layers.len();
             let s = &mut layers[layer % kept];
             let (x_in, x_out) = residual_pair(x, layer);
-            let group = |linears| self.group(layer, linears, trained, dropout);
+            let group = |stack| self.group(layer, stack, trained, dropout);
             let gain = self.norm_attention(layer, trained);
             b.rmsnorm(
                 &gain,
@@ -158,7 +260,7 @@ impl<B: Backend> Decoder<B> {
             );
             let rope = Epilogue::Rope(&c.heads);
             b.linear(
-                &group(QKV),
+                &group(Stack::Qkv),
                 values,
                 batch,
                 tokens,
@@ -175,7 +277,7 @@ impl<B: Backend> Decoder<B> {
             }
             let add = Epilogue::Residual(x_in);
             b.linear(
-                &group(O),
+                &group(Stack::Out),
                 values,
                 batch,
                 tokens,
@@ -195,21 +297,20 @@ impl<B: Backend> Decoder<B> {
                 normed,
                 &mut s.rstd_mlp,
             );
-            let up = group(GATE_UP);
+            let swiglu = Epilogue::SwiGlu(h);
             b.linear(
-                &up,
+                &group(Stack::GateUp),
                 values,
                 batch,
                 tokens,
                 normed,
-                Epilogue::None,
+                swiglu,
                 &mut s.gate_up,
                 &mut s.low[2],
             );
-            b.swiglu(tokens, c.inner, &s.gate_up, h);
             let add = Epilogue::Residual(&s.mid);
             b.linear(
-                &group(DOWN),
+                &group(Stack::Down),
                 values,
                 batch,
                 tokens,
@@ -232,51 +333,59 @@ impl<B: Backend> Decoder<B> {
         );
     }
 
-    /// Cross-entropy of each of the batch's targets, natural log.
+    /// Cross-entropy of each of the batch's targets, natural log: `losses[at..at + targets] =`.
     pub fn losses(
         &self,
         trained: Option<&Trained<B>>,
         batch: &B::Batch,
         tokens: usize,
+        losses: &mut B::Float,
+        at: usize,
         ws: &mut Workspace<B>,
-    ) -> Vec<f32> {
+    ) {
         self.run(trained, None, batch, tokens, None, ws);
-        let (b, c) = (&self.backend, &self.config);
-        let values = trained.map_or(&ws.nothing, |t| &t.values);
+        let (b, c, buffers) = (&self.backend, &self.config, &ws.buffers);
         b.head_loss(
             &self.head(trained),
-            values,
+            trained.map_or(&buffers.nothing, |t| &t.values),
             batch,
             c.hidden,
             c.vocab,
-            &ws.normed,
+            &buffers.normed,
+            losses,
+            at,
             None,
-        )
+        );
     }
 
-    /// Logits `[targets, vocab]` at the batch's targets. With a cache, the batch continues its sequences.
+    /// Logits at the batch's targets: rows `at_row..at_row + targets` of logits `[rows, vocab]` `=`. With a cache, the batch continues
+    /// its sequences.
     pub fn logits(
         &self,
         trained: Option<&Trained<B>>,
         batch: &B::Batch,
         tokens: usize,
         cache: Option<&mut B::Cache>,
+        logits: &mut B::Float,
+        at_row: usize,
         ws: &mut Workspace<B>,
-    ) -> Vec<f32> {
+    ) {
         self.run(trained, None, batch, tokens, cache, ws);
-        let (b, c) = (&self.backend, &self.config);
-        let values = trained.map_or(&ws.nothing, |t| &t.values);
+        let (b, c, buffers) = (&self.backend, &self.config, &ws.buffers);
         b.head_logits(
             &self.head(trained),
-            values,
+            trained.map_or(&buffers.nothing, |t| &t.values),
             batch,
             c.hidden,
             c.vocab,
-            &ws.normed,
-        )
+            &buffers.normed,
+            logits,
+            at_row,
+        );
     }
 
-    /// One forward and backward pass: returns the targets' losses and adds `grad_scale` times the gradient of their sum to `grads`.
+    /// One forward and backward pass: `losses[at..at + targets] =` the targets' losses, `grads +=` `grad_scale` times the gradient of
+    /// their sum.
     ///
     /// # Panics
     /// If the workspace was not made for training.
@@ -288,12 +397,14 @@ impl<B: Backend> Decoder<B> {
         batch: &B::Batch,
         tokens: usize,
         grad_scale: f32,
+        losses: &mut B::Float,
+        at: usize,
         ws: &mut Workspace<B>,
-    ) -> Vec<f32> {
+    ) {
         self.run(Some(trained), dropout, batch, tokens, None, ws);
         let (b, c, values, all) = (&self.backend, &self.config, &trained.values, Some(trained));
         let full = *trained.tuning() == Tuning::Full;
-        let Workspace {
+        let Buffers {
             x,
             layers,
             normed,
@@ -301,7 +412,7 @@ impl<B: Backend> Decoder<B> {
             rstd,
             gradients,
             ..
-        } = ws;
+        } = &mut ws.buffers;
         let Some(g) = gradients else {
             panic!("train_pass needs a workspace made for training")
         };
@@ -310,13 +421,15 @@ impl<B: Backend> Decoder<B> {
             dx: &mut g.normed,
             grads,
         };
-        let losses = b.head_loss(
+        b.head_loss(
             &self.head(all),
             values,
             batch,
             c.hidden,
             c.vocab,
             normed,
+            losses,
+            at,
             Some(back),
         );
         b.clear(tokens, c.hidden, &mut g.x);
@@ -335,10 +448,10 @@ impl<B: Backend> Decoder<B> {
         for layer in (0..c.layers).rev() {
             let s = &mut layers[layer];
             let x_in = &x[layer];
-            let group = |linears| self.group(layer, linears, all, dropout);
+            let group = |stack| self.group(layer, stack, all, dropout);
             b.swiglu(tokens, c.inner, &s.gate_up, h);
             b.linear_backward(
-                &group(DOWN),
+                &group(Stack::Down),
                 values,
                 grads,
                 batch,
@@ -360,7 +473,7 @@ impl<B: Backend> Decoder<B> {
                 normed,
                 &mut s.rstd_mlp,
             );
-            let (up, dx) = (group(GATE_UP), Some(&mut g.normed));
+            let (up, dx) = (group(Stack::GateUp), Some(&mut g.normed));
             b.linear_backward(
                 &up, values, grads, batch, tokens, normed, &s.low[2], &g.gate_up, dx,
             );
@@ -376,7 +489,7 @@ impl<B: Backend> Decoder<B> {
                 &mut g.x,
             );
             b.linear_backward(
-                &group(O),
+                &group(Stack::Out),
                 values,
                 grads,
                 batch,
@@ -402,7 +515,7 @@ impl<B: Backend> Decoder<B> {
             let further = full || layer > 0;
             let dx = further.then_some(&mut g.normed);
             b.linear_backward(
-                &group(QKV),
+                &group(Stack::Qkv),
                 values,
                 grads,
                 batch,
@@ -429,6 +542,5 @@ impl<B: Backend> Decoder<B> {
         if let Some(table) = trained.full("model.embed_tokens.weight") {
             b.embed_backward(table, grads, batch, c.hidden, &g.x);
         }
-        losses
     }
 }

@@ -4,7 +4,7 @@
 //! parameters is the order of their names in the decoder, so that a flat buffer means the same in every run.
 
 use super::config::Config;
-use crate::backend::{Backend, Dropout, LoraSlots, Slot};
+use crate::backend::{Backend, BackendError, Dropout, LoraSlots, Slot};
 use medft_dsl::plan::Linear;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -110,7 +110,10 @@ pub fn linear_bias(config: &Config, linear: Linear) -> bool {
 
 impl<B: Backend> Trained<B> {
     /// The parameters of `tuning` for this model, all zero.
-    pub fn zeros(backend: &B, config: &Config, tuning: Tuning) -> Self {
+    ///
+    /// # Errors
+    /// Too little memory.
+    pub fn zeros(backend: &B, config: &Config, tuning: Tuning) -> Result<Self, BackendError> {
         let shapes = match &tuning {
             Tuning::Lora(lora) => lora_shapes(config, lora),
             Tuning::Full => model_shapes(config),
@@ -126,17 +129,25 @@ impl<B: Backend> Trained<B> {
             });
             offset += len;
         }
-        Trained {
+        Ok(Trained {
             tuning,
             parameters,
-            values: backend.float(offset),
+            values: backend.floats("the trained part of the model", offset)?,
             len: offset,
-        }
+        })
     }
 
     /// A new adapter: A uniform in `[-1 / sqrt(inputs), 1 / sqrt(inputs)]` (Kaiming with a = sqrt 5, as PEFT), B zero.
-    pub fn new_lora(backend: &B, config: &Config, shape: LoraShape, seed: u64) -> Self {
-        let mut trained = Self::zeros(backend, config, Tuning::Lora(shape));
+    ///
+    /// # Errors
+    /// Too little memory.
+    pub fn new_lora(
+        backend: &B,
+        config: &Config,
+        shape: LoraShape,
+        seed: u64,
+    ) -> Result<Self, BackendError> {
+        let mut trained = Self::zeros(backend, config, Tuning::Lora(shape))?;
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         for parameter in trained
             .parameters
@@ -149,7 +160,7 @@ impl<B: Backend> Trained<B> {
                 .collect();
             backend.write(&mut trained.values, parameter.slot.offset, &values);
         }
-        trained
+        Ok(trained)
     }
 
     /// What is trained.

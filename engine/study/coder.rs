@@ -8,7 +8,7 @@ use super::observer::Observer;
 use super::resolve::{Resolved, System};
 use super::store::Store;
 use super::train;
-use crate::backend::cpu::Cpu;
+use crate::backend::Backend;
 use crate::data::icd10::{CodeStatus, CodeTree};
 use crate::evaluate::answer::{self, Outcome};
 use crate::generate::engine::{Finish, Generator, Request};
@@ -20,9 +20,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// A loaded system.
-pub struct Coder<'a> {
-    base: Arc<Base>,
-    trained: Option<Trained<Cpu>>,
+pub struct Coder<'a, B: Backend> {
+    base: Arc<Base<B>>,
+    trained: Option<Trained<B>>,
     task: &'a Task,
     decode: Decode,
     name: &'a str,
@@ -45,19 +45,20 @@ pub struct Coded {
     pub cut_tokens: usize,
 }
 
-impl<'a> Coder<'a> {
+impl<'a, B: Backend> Coder<'a, B> {
     /// Loads the system `name` of a recipe, or its first tuned one; a training must be finished.
     ///
     /// # Errors
     /// An unknown name, a training that was not run, or files that cannot be used.
     pub fn load(
+        backend: B,
         plan: &'a Plan,
         name: Option<&str>,
         out: &Path,
         observer: &mut dyn Observer,
     ) -> Result<Self, StudyError> {
         let mut store = Store::open(out)?;
-        let resolved = Resolved::find(plan, &mut store, observer)?;
+        let resolved = Resolved::find(plan, backend.kind(), &mut store, observer)?;
         let first = plan
             .trains
             .first()
@@ -100,9 +101,9 @@ impl<'a> Coder<'a> {
         {
             return Err(StudyError::NotTrained { name: name.clone() });
         }
-        let base = Bases::default().get(model, &resolved)?;
+        let base = Bases::new(backend).get(model, &resolved)?;
         let trained = train
-            .map(|train| train::load(&resolved, &store, train, &base.decoder.config))
+            .map(|train| train::load(&resolved, &store, train, &base.decoder))
             .transpose()?;
         let greedy = Decode {
             sample: false,

@@ -4,9 +4,10 @@
 //! to be unknown.
 
 use super::explore::here;
-use crate::backend::cpu::Cpu;
+use crate::backend::Backend;
 use crate::model::config::Config;
-use crate::model::trained::{LoraShape, linear_shape, parameters};
+use crate::model::pass::Workspace;
+use crate::model::trained::{LoraShape, Tuning, linear_shape, parameters};
 use crate::train::batch::AUTO_TOKENS;
 use medft_dsl::plan::{Adapter, Linear, Model, Plan, Precision, Task, Train};
 use serde::Serialize;
@@ -26,7 +27,7 @@ pub struct Need {
     pub optimizer: Option<u64>,
     /// Bytes of activations and their gradients in one pass.
     pub activations: Option<u64>,
-    /// Seconds of one pass over 1,000 tokens, forward and backward for a training; from a product timed on this machine.
+    /// Seconds of one pass over 1,000 tokens, forward and backward for a training; from a product timed on the device.
     pub seconds_per_1000_tokens: Option<f64>,
 }
 
@@ -38,18 +39,18 @@ impl Need {
 }
 
 /// Needs of every model that is evaluated as it comes, and of every training.
-pub fn needs(plan: &Plan) -> Vec<Need> {
-    let rate = Cpu.measure_flops();
-    let models = plan.models.iter().map(|m| need(m, None, rate));
+pub fn needs<B: Backend>(plan: &Plan, backend: &B) -> Vec<Need> {
+    let rate = backend.measure_flops();
+    let models = plan.models.iter().map(|m| need(backend, m, None, rate));
     let trains = plan.trains.iter().filter_map(|t| {
         let model = plan.models.iter().find(|m| m.name == t.model)?;
         let task = plan.tasks.iter().find(|k| k.name == t.task)?;
-        Some(need(model, Some((t, task)), rate))
+        Some(need(backend, model, Some((t, task)), rate))
     });
     models.chain(trains).collect()
 }
 
-fn need(model: &Model, train: Option<(&Train, &Task)>, rate: f64) -> Need {
+fn need<B: Backend>(backend: &B, model: &Model, train: Option<(&Train, &Task)>, rate: f64) -> Need {
     let mut need = Need {
         name: train.map_or(&model.name, |(t, _)| &t.name).clone(),
         parameters: None,
@@ -81,7 +82,7 @@ fn need(model: &Model, train: Option<(&Train, &Task)>, rate: f64) -> Need {
     // 2 operations a weight and token forward, as many again for the gradient of the input.
     let mut operations = 2.0 * linear as f64;
     if let Some((train, task)) = train {
-        let trained = match &train.adapter {
+        let (tuning, trained, passes) = match &train.adapter {
             Adapter::Lora(lora) => {
                 let shape = LoraShape {
                     rank: lora.rank as usize,
@@ -89,30 +90,20 @@ fn need(model: &Model, train: Option<(&Train, &Task)>, rate: f64) -> Need {
                     rank_stabilized: false,
                     targets: lora.targets.clone(),
                 };
-                parameters(&config, &shape)
+                let trained = parameters(&config, &shape);
+                (Tuning::Lora(shape), trained, 2.0)
             }
-            Adapter::Full => all,
+            Adapter::Full => (Tuning::Full, all, 3.0),
         };
-        operations *= if train.adapter == Adapter::Full {
-            3.0
-        } else {
-            2.0
-        };
+        operations *= passes;
         operations += 6.0 * trained as f64;
         need.trained = Some(trained);
         need.optimizer = Some(16 * trained);
         let rows = train.micro_batch.map(|n| n * task.max_tokens);
         let tokens = rows.unwrap_or(task.max_tokens.max(AUTO_TOKENS as u64));
-        need.activations = Some(4 * tokens * activations(&config));
+        let buffers = Workspace::need(backend, &config, Some(&tuning), tokens as usize, true);
+        need.activations = Some(backend.arena_bytes(&buffers));
     }
     need.seconds_per_1000_tokens = Some(1000.0 * operations / rate);
     need
-}
-
-/// Kept and temporary values of a training pass, for each token.
-fn activations(config: &Config) -> u64 {
-    let (qkv, out) = (config.heads.qkv(), config.heads.queries * config.heads.dim);
-    let kept = 2 * config.hidden + qkv + out + 2 * config.inner + config.heads.queries + 2;
-    let temporary = 4 * config.hidden + qkv + out + 4 * config.inner;
-    (kept * config.layers + temporary) as u64
 }

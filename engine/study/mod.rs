@@ -160,15 +160,14 @@ impl StudyError {
             | StudyError::NotTrained { .. }
             | StudyError::Rows(_)
             | StudyError::Split(_)
-            | StudyError::Text { .. }
-            | StudyError::Model { .. }
-            | StudyError::Adapter(_) => true,
-            StudyError::Train(e) => {
-                matches!(
-                    e,
-                    TrainError::NoRows { .. } | TrainError::Adapter(_) | TrainError::State { .. }
-                )
-            }
+            | StudyError::Text { .. } => true,
+            StudyError::Model { source, .. } => source.is_input(),
+            StudyError::Adapter(e) => e.is_input(),
+            StudyError::Train(e) => match e {
+                TrainError::NoRows { .. } | TrainError::State { .. } => true,
+                TrainError::Adapter(e) => e.is_input(),
+                _ => false,
+            },
             StudyError::Hub(e) => matches!(
                 e,
                 HubError::NoToken { .. }

@@ -5,7 +5,7 @@
 use super::StudyError;
 use super::observer::{Observer, StudyEvent};
 use super::resolve::Resolved;
-use crate::backend::cpu::Cpu;
+use crate::backend::Backend;
 use crate::data::hub::{DownloadProgress, Hub};
 use crate::model::decoder::Decoder;
 use crate::text::template::ChatTemplate;
@@ -15,9 +15,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// A base model with its tokenizer and chat template.
-pub struct Base {
+pub struct Base<B: Backend> {
     /// The weights.
-    pub decoder: Decoder<Cpu>,
+    pub decoder: Decoder<B>,
     /// The tokenizer.
     pub tokenizer: Tokenizer,
     /// The chat template.
@@ -90,17 +90,25 @@ impl DownloadProgress for Downloads<'_> {
 }
 
 /// Keeps the base model that was used last.
-#[derive(Default)]
-pub struct Bases {
-    last: Option<(String, Arc<Base>)>,
+pub struct Bases<B: Backend> {
+    backend: B,
+    last: Option<(String, Arc<Base<B>>)>,
 }
 
-impl Bases {
+impl<B: Backend> Bases<B> {
+    /// Models on this device; none is loaded yet.
+    pub fn new(backend: B) -> Self {
+        Bases {
+            backend,
+            last: None,
+        }
+    }
+
     /// Loads a model, or gives the one that is loaded.
     ///
     /// # Errors
     /// Weights, tokenizer or template that cannot be used.
-    pub fn get(&mut self, model: &Model, resolved: &Resolved) -> Result<Arc<Base>, StudyError> {
+    pub fn get(&mut self, model: &Model, resolved: &Resolved) -> Result<Arc<Base<B>>, StudyError> {
         if let Some((name, base)) = &self.last
             && *name == model.name
         {
@@ -112,8 +120,9 @@ impl Bases {
             block: model.name.clone(),
             source,
         };
+        let backend = self.backend.clone();
         let decoder =
-            Decoder::load(Cpu, dir, model.precision, model.double_quant).map_err(|source| {
+            Decoder::load(backend, dir, model.precision, model.double_quant).map_err(|source| {
                 StudyError::Model {
                     name: model.name.clone(),
                     source,

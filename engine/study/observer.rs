@@ -20,7 +20,12 @@ pub struct StageLine {
 #[derive(Debug, Clone, PartialEq)]
 pub enum StudyEvent {
     /// The stages, before the first one begins.
-    Plan(Vec<StageLine>),
+    Plan {
+        /// What computes.
+        device: String,
+        /// The stages.
+        stages: Vec<StageLine>,
+    },
     /// A file is being downloaded.
     Download {
         /// The file.

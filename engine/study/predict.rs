@@ -10,7 +10,7 @@ use super::resolve::{Resolved, System};
 use super::rows::{DataSet, DataSets};
 use super::store::Store;
 use super::train;
-use crate::backend::cpu::Cpu;
+use crate::backend::Backend;
 use crate::data::icd10::CodeTree;
 use crate::data::whole_file::write_whole;
 use crate::evaluate::answer;
@@ -75,9 +75,9 @@ impl Stage<'_> {
     ///
     /// # Errors
     /// Whatever stops the decoding; [`StudyError::Interrupted`] with all complete batches on disk.
-    pub fn run(
+    pub fn run<B: Backend>(
         &self,
-        bases: &mut Bases,
+        bases: &mut Bases<B>,
         sets: &mut DataSets,
         stop: &AtomicBool,
         observer: &mut dyn Observer,
@@ -95,7 +95,7 @@ impl Stage<'_> {
         let base = bases.get(system.model, resolved)?;
         let train = system
             .train
-            .map(|train| train::load(resolved, store, train, &base.decoder.config));
+            .map(|train| train::load(resolved, store, train, &base.decoder));
         let trained = train.transpose()?;
         let task = resolved.task(&evaluate.task)?;
         let set = sets.get(resolved, store, resolved.data(task)?)?;
@@ -116,7 +116,7 @@ impl Stage<'_> {
             precision: system.model.precision,
             double_quant: system.model.double_quant,
             decode: &evaluate.decode,
-            decoder: super::resolve::DECODER,
+            decoder: &resolved.numerics(),
         };
         crate::machine::reset_peak_memory();
         let mut work = Work {
@@ -153,11 +153,11 @@ impl Stage<'_> {
 }
 
 /// A stage with everything loaded.
-struct Work<'a> {
+struct Work<'a, B: Backend> {
     stage: &'a Stage<'a>,
     task: &'a Task,
-    base: &'a Base,
-    trained: Option<&'a Trained<Cpu>>,
+    base: &'a Base<B>,
+    trained: Option<&'a Trained<B>>,
     set: &'a DataSet,
     rows: &'a [usize],
     prompts: &'a [Prompt],
@@ -169,7 +169,7 @@ struct Work<'a> {
     decoded: usize,
 }
 
-impl Work<'_> {
+impl<B: Backend> Work<'_, B> {
     fn run(
         &mut self,
         stop: &AtomicBool,

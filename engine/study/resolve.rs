@@ -14,14 +14,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Changes whenever the same inputs would give other numbers, so that old results are not reused.
-const NUMERICS: u32 = 1;
-/// The same for stored answers: backend and [`NUMERICS`].
-pub const DECODER: &str = "cpu/1";
+const NUMERICS: u32 = 2;
 
 /// A plan whose files were found.
 pub struct Resolved<'a> {
     /// The plan.
     pub plan: &'a Plan,
+    /// The kind of device that computes.
+    device: &'static str,
     data: BTreeMap<&'a str, Found>,
     models: BTreeMap<&'a str, Found>,
     adapters: BTreeMap<PathBuf, String>,
@@ -45,17 +45,20 @@ pub struct System<'a> {
 }
 
 impl<'a> Resolved<'a> {
-    /// Finds everything that the plan's trainings and evaluations use; downloads what is not here yet.
+    /// Finds everything that the plan's trainings and evaluations use; downloads what is not here yet. `device` is the kind that will
+    /// compute.
     ///
     /// # Errors
     /// A file or folder that is not there, or a hub that does not give it.
     pub fn find(
         plan: &'a Plan,
+        device: &'static str,
         store: &mut Store,
         observer: &mut dyn Observer,
     ) -> Result<Self, StudyError> {
         let mut resolved = Resolved {
             plan,
+            device,
             data: BTreeMap::new(),
             models: BTreeMap::new(),
             adapters: BTreeMap::new(),
@@ -215,6 +218,11 @@ impl<'a> Resolved<'a> {
             .map_or("", |f| &f.print)
     }
 
+    /// What the bits of a result depend on besides its inputs: the kind of device and the version of the numerics, such as `cpu/2`.
+    pub fn numerics(&self) -> String {
+        format!("{}/{NUMERICS}", self.device)
+    }
+
     fn data_print(&self, data: &Data) -> &str {
         self.data.get(data.name.as_str()).map_or("", |f| &f.print)
     }
@@ -278,7 +286,7 @@ impl<'a> Resolved<'a> {
         }
         let task = self.task_key(self.task(&train.task)?)?;
         Ok(key(&(
-            NUMERICS,
+            self.numerics(),
             "train",
             self.model_key(system.model),
             task,
@@ -294,7 +302,7 @@ impl<'a> Resolved<'a> {
     pub fn predict_key(&self, evaluate: &Evaluate, system: &System) -> Result<String, StudyError> {
         #[derive(Serialize)]
         struct Parts<'a> {
-            numerics: u32,
+            numerics: String,
             model: String,
             train: Option<String>,
             task: String,
@@ -303,7 +311,7 @@ impl<'a> Resolved<'a> {
             limit: Option<u64>,
         }
         Ok(key(&Parts {
-            numerics: NUMERICS,
+            numerics: self.numerics(),
             model: self.model_key(system.model),
             train: system.train.map(|t| self.train_key(t)).transpose()?,
             task: self.task_key(self.task(&evaluate.task)?)?,

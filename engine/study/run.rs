@@ -11,10 +11,12 @@ use super::rows::DataSets;
 use super::store::{Store, key};
 use super::summary::{self, Evaluation, Material};
 use super::{StudyError, train};
+use crate::backend::Backend;
 use crate::data::whole_file::write_whole;
 use crate::machine::Machine;
 use crate::report::document::Report;
 use medft_dsl::plan::Plan;
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -35,6 +37,14 @@ pub struct Study<'a> {
     pub must_resume: bool,
 }
 
+/// `environment.json`.
+#[derive(Serialize)]
+struct Environment<'a> {
+    device: &'a str,
+    #[serde(flatten)]
+    machine: Machine,
+}
+
 /// A finished run.
 pub struct Finished {
     /// The run's folder.
@@ -46,17 +56,18 @@ pub struct Finished {
 }
 
 impl Study<'_> {
-    /// Runs every stage that is not done yet.
+    /// Runs every stage that is not done yet, on this device.
     ///
     /// # Errors
     /// Whatever stops a stage; what was finished stays.
-    pub fn run(
+    pub fn run<B: Backend>(
         &self,
+        backend: B,
         stop: &AtomicBool,
         observer: &mut dyn Observer,
     ) -> Result<Finished, StudyError> {
         let mut store = Store::open(self.out)?;
-        let resolved = Resolved::find(self.plan, &mut store, observer)?;
+        let resolved = Resolved::find(self.plan, backend.kind(), &mut store, observer)?;
         let run_key = self.key(&resolved)?;
         let dir = self
             .out
@@ -76,12 +87,21 @@ impl Study<'_> {
                 recipe: self.plan.recipe.name.clone(),
             });
         }
-        observer.event(StudyEvent::Plan(self.stages(&resolved, &store)?));
+        let device = backend.name();
+        observer.event(StudyEvent::Plan {
+            device: device.clone(),
+            stages: self.stages(&resolved, &store)?,
+        });
         write_whole(&dir.join("recipe.rcp"), self.text.as_bytes())?;
         write_whole(&dir.join("plan.json"), &json(self.plan))?;
-        write_whole(&dir.join("environment.json"), &json(&Machine::inspect()))?;
+        let environment = Environment {
+            device: &device,
+            machine: Machine::inspect(),
+        };
+        write_whole(&dir.join("environment.json"), &json(&environment))?;
 
-        let (mut bases, mut sets) = (Bases::default(), DataSets::default());
+        let gpu = (backend.kind() != "cpu").then_some(device);
+        let (mut bases, mut sets) = (Bases::new(backend), DataSets::default());
         let mut trainings = Vec::new();
         for block in &self.plan.trains {
             let record = match train::record(&resolved, &store, block)? {
@@ -136,6 +156,7 @@ impl Study<'_> {
             text: self.text,
             trainings: &trainings,
             evaluations: &evaluations,
+            gpu,
         };
         let report = summary::report(&material, &mut store, &mut sets)?;
         summary::write(&report, &dir)?;
@@ -217,12 +238,12 @@ fn finished_report(dir: &Path, run_key: &str) -> Option<Report> {
     Report::from_json(&std::fs::read_to_string(dir.join("report.json")).ok()?).ok()
 }
 
-fn json(value: &impl serde::Serialize) -> Vec<u8> {
+fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec_pretty(value).unwrap_or_default()
 }
 
 /// One JSON line for each value.
-fn lines(values: &[impl serde::Serialize]) -> Vec<u8> {
+fn lines(values: &[impl Serialize]) -> Vec<u8> {
     let line = |value| serde_json::to_vec(value).unwrap_or_default();
     values
         .iter()

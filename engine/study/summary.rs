@@ -57,6 +57,8 @@ pub struct Material<'a> {
     pub trainings: &'a [(&'a Train, TrainRecord, PathBuf)],
     /// Evaluate blocks.
     pub evaluations: &'a [Evaluation<'a>],
+    /// The GPU that computes, if one does.
+    pub gpu: Option<String>,
 }
 
 /// Gathers the report of a run.
@@ -73,6 +75,7 @@ pub fn report(
         text,
         trainings,
         evaluations,
+        gpu,
     } = material;
     let plan = resolved.plan;
     let tree = CodeTree::shipped();
@@ -89,7 +92,7 @@ pub fn report(
             cores: machine.cores as u64,
             memory: machine.memory.unwrap_or(0),
             system: machine.system,
-            gpu: None,
+            gpu: gpu.clone(),
         },
         findings: Vec::new(),
         verdicts: Vec::new(),

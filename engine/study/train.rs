@@ -6,12 +6,13 @@ use super::observer::{Observer, StudyEvent};
 use super::resolve::Resolved;
 use super::rows::DataSets;
 use super::store::Store;
-use crate::backend::cpu::Cpu;
+use crate::backend::Backend;
 use crate::data::whole_file::write_whole;
 use crate::model::adapter;
-use crate::model::config::Config;
+use crate::model::decoder::Decoder;
 use crate::model::trained::{Trained, Tuning};
 use crate::text::example::{Cuts, Example, Renderer};
+use crate::train::TrainError;
 use crate::train::session::{Ending, Outcome, Session, result_dir};
 use crate::train::snapshot::read_trained;
 use medft_dsl::plan::{Adapter, Model, Part, Train};
@@ -69,11 +70,11 @@ pub fn record(
 ///
 /// # Errors
 /// Whatever stops the training; [`StudyError::Interrupted`] with a checkpoint on disk.
-pub fn run(
+pub fn run<B: Backend>(
     resolved: &Resolved,
     store: &Store,
     train: &Train,
-    bases: &mut Bases,
+    bases: &mut Bases<B>,
     sets: &mut DataSets,
     stop: &AtomicBool,
     observer: &mut dyn Observer,
@@ -149,18 +150,20 @@ pub fn run(
 ///
 /// # Errors
 /// Files that are gone or damaged.
-pub fn load(
+pub fn load<B: Backend>(
     resolved: &Resolved,
     store: &Store,
     train: &Train,
-    config: &Config,
-) -> Result<Trained<Cpu>, StudyError> {
+    decoder: &Decoder<B>,
+) -> Result<Trained<B>, StudyError> {
+    let (backend, config) = (&decoder.backend, &decoder.config);
     let dir = result_dir(train, &folder(resolved, store, train)?);
     match train.adapter {
-        Adapter::Lora(_) => Ok(adapter::read(&Cpu, config, &dir)?),
+        Adapter::Lora(_) => Ok(adapter::read(backend, config, &dir)?),
         Adapter::Full => {
-            let mut trained = Trained::zeros(&Cpu, config, Tuning::Full);
-            read_trained(&Cpu, &mut trained, &dir)?;
+            let mut trained =
+                Trained::zeros(backend, config, Tuning::Full).map_err(TrainError::from)?;
+            read_trained(backend, &mut trained, &dir)?;
             Ok(trained)
         }
     }

@@ -7,6 +7,7 @@ pub mod session;
 pub mod snapshot;
 mod step;
 
+use crate::backend::BackendError;
 use crate::data::whole_file::WriteError;
 use crate::model::adapter::AdapterError;
 use std::path::PathBuf;
@@ -39,6 +40,9 @@ pub enum TrainError {
     /// The adapter to start from, or the trained values of a checkpoint.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
+    /// The device.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
     /// A file could not be written.
     #[error(transparent)]
     Write(#[from] WriteError),

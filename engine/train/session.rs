@@ -138,11 +138,11 @@ impl<B: Backend> Session<'_, B> {
         let per_epoch = order.steps_per_epoch();
         let steps = (per_epoch * s.epochs).min(s.max_steps.unwrap_or(u64::MAX));
         let snapshots = Snapshots::open(self.dir.join("checkpoints"))?;
-        let mut state = State::new(backend, self.start()?, self.key);
+        let mut state = State::new(backend, self.start()?, self.key)?;
         snapshots.resume(backend, &mut state)?;
         let mut metrics = Metrics::open(&self.dir.join("metrics.jsonl"), state.progress.step)?;
         let trained_values = state.trained.len();
-        let mut stepper = Stepper::new(self.decoder, s, trained_values);
+        let mut stepper = Stepper::new(self.decoder, s, trained_values)?;
         observe(Event::Started {
             steps,
             done: state.progress.step,
@@ -239,9 +239,9 @@ impl<B: Backend> Session<'_, B> {
     fn start(&self) -> Result<Trained<B>, TrainError> {
         let (backend, config) = (&self.decoder.backend, &self.decoder.config);
         let Adapter::Lora(lora) = &self.settings.adapter else {
-            let mut trained = Trained::zeros(backend, config, Tuning::Full);
+            let mut trained = Trained::zeros(backend, config, Tuning::Full)?;
             for parameter in trained.parameters().to_vec() {
-                if let Some(values) = self.decoder.values(&parameter.name) {
+                if let Some(values) = self.decoder.values(&parameter.name)? {
                     backend.write(&mut trained.values, parameter.slot.offset, &values);
                 }
             }
@@ -254,7 +254,7 @@ impl<B: Backend> Session<'_, B> {
             targets: lora.targets.clone(),
         };
         Ok(match &lora.init {
-            None => Trained::new_lora(backend, config, shape, self.settings.seed),
+            None => Trained::new_lora(backend, config, shape, self.settings.seed)?,
             Some(dir) => adapter::read_as(backend, config, &shape, dir)?,
         })
     }

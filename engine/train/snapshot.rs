@@ -4,7 +4,7 @@
 //! it is renamed into its place last; what a killed process leaves is named `part-*` and removed.
 
 use super::TrainError;
-use crate::backend::{Backend, Slot};
+use crate::backend::{Backend, BackendError, Slot};
 use crate::data::whole_file::write_whole;
 use crate::model::adapter::{self, AdapterError, NamedTensor};
 use crate::model::checkpoint::{CheckpointError, open_file};
@@ -104,27 +104,36 @@ pub fn read_trained<B: Backend>(
 
 impl<B: Backend> State<B> {
     /// A training that is about to begin.
-    pub fn new(backend: &B, trained: Trained<B>, key: &str) -> Self {
-        State {
-            first: backend.float(trained.len()),
-            second: backend.float(trained.len()),
+    ///
+    /// # Errors
+    /// Too little memory.
+    pub fn new(backend: &B, trained: Trained<B>, key: &str) -> Result<Self, BackendError> {
+        let moment = || backend.floats("the optimizer's state", trained.len());
+        Ok(State {
+            first: moment()?,
+            second: moment()?,
             trained,
             progress: Progress {
                 key: key.to_string(),
                 ..Progress::default()
             },
-        }
+        })
     }
 
     fn write(&self, backend: &B, label: Label, dir: &Path) -> Result<(), TrainError> {
         write_trained(backend, &self.trained, label, dir)?;
         let len = self.trained.len();
-        let moment = |name: &str, from| NamedTensor {
-            name: name.into(),
-            shape: vec![len],
-            values: backend.read(from, Slot { offset: 0, len }),
+        let moment = |name: &str, from| -> Result<NamedTensor, BackendError> {
+            Ok(NamedTensor {
+                name: name.into(),
+                shape: vec![len],
+                values: backend.read(from, Slot { offset: 0, len })?,
+            })
         };
-        let moments = [moment("first", &self.first), moment("second", &self.second)];
+        let moments = [
+            moment("first", &self.first)?,
+            moment("second", &self.second)?,
+        ];
         adapter::write_file(&dir.join(OPTIMIZER), &moments)?;
         let path = dir.join(PROGRESS);
         let json = serde_json::to_vec_pretty(&self.progress);

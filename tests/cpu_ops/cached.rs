@@ -45,7 +45,7 @@ proptest! {
         let (width, columns) = (heads.qkv(), heads.queries * heads.dim);
         let mut live: Vec<Row> = lens.iter().map(|len| row(draw, &heads, *len)).collect();
         let capacity = lens.iter().max().copied().unwrap_or(0);
-        let mut caches = Cpu.cache(2, live.len(), capacity, &heads);
+        let mut caches = Cpu.cache(2, live.len(), capacity, &heads).unwrap();
         let mut step = 0;
         while !live.is_empty() {
             // Pieces of different lengths in one batch, the last slot first.

@@ -5,7 +5,7 @@
 
 use medft_engine::backend::cpu::Cpu;
 use medft_engine::backend::{
-    Backend, Dropout, Epilogue, Group, Linear, LoraSlots, Packed, Slot, Weight,
+    Backend, Dropout, Epilogue, Group, GroupWeight, Linear, LoraSlots, Packed, Slot,
 };
 
 /// The factors `[rows, columns]` by which an adapter's input is multiplied, the first row being token `first_token` of the step.
@@ -23,11 +23,11 @@ pub fn observed_mask(dropout: Dropout, first_token: u64, rows: usize, columns: u
         scale: 1.0,
         dropout: Some(dropout),
     };
-    let weight = Weight::Trained(slot(columns * columns + columns, columns));
+    let weight = GroupWeight::Trained(vec![slot(columns * columns + columns, columns)]);
     let group = Group {
         inputs: columns,
+        weight,
         members: vec![Linear {
-            weight,
             bias: None,
             outputs: 1,
             lora: Some(lora),

@@ -19,7 +19,7 @@ proptest! {
         let matrix = form.map(|form| frozen(draw, vocab, hidden, form));
         let mut values = Flat::default();
         let (table, weight) = match &matrix {
-            Some(m) => (Cpu.matrix_values(m), Weight::Frozen(m)),
+            Some(m) => (Cpu.matrix_values(m).unwrap(), Weight::Frozen(m)),
             None => {
                 let table = draw.values(vocab * hidden, 1.0);
                 (table.clone(), Weight::Trained(values.push(table)))

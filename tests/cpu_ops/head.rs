@@ -1,12 +1,22 @@
 //! `head_loss` with and without its backward pass, and `head_logits`.
 
 use crate::draw::{Draw, Flat, pack, poison};
-use crate::near::{Near, ONE, agree, agree_exactly_long, exact, same_bits};
+use crate::near::{Near, ONE, agree, agree_exactly_long, exact, same_bits, untouched};
 use crate::weights::{Form, Matrix, forms, frozen};
 use medft_engine::backend::cpu::Cpu;
 use medft_engine::backend::{Backend, HeadBackward, Packed, Slot, Target, Weight};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
+
+/// Rows in front of those that an op writes.
+const BEFORE: usize = 2;
+
+/// The part that an op wrote; it must have left the rest as it was.
+fn between(buffer: &[f32], at: usize, len: usize) -> Vec<f32> {
+    untouched("before", &buffer[..at]).unwrap();
+    untouched("behind", &buffer[at + len..]).unwrap();
+    buffer[at..at + len].to_vec()
+}
 
 /// A head and the hidden states of a batch.
 struct Case {
@@ -33,7 +43,7 @@ impl Case {
         let matrix = form.map(|form| frozen(draw, vocab, hidden, form));
         let mut values = Flat::default();
         let (weight, slot) = match &matrix {
-            Some(matrix) => (Cpu.matrix_values(matrix), None),
+            Some(matrix) => (Cpu.matrix_values(matrix).unwrap(), None),
             None => {
                 let weight = draw.values(vocab * hidden, 0.3);
                 (weight.clone(), Some(values.push(weight)))
@@ -67,8 +77,10 @@ impl Case {
         }
     }
 
+    /// Losses, written behind [`BEFORE`] others.
     fn loss(&self, backward: Option<HeadBackward<Cpu>>) -> Vec<f32> {
         let (head, values) = (self.head(), &self.values.values);
+        let mut losses = poison(BEFORE + self.batch.targets.len());
         Cpu.head_loss(
             &head,
             values,
@@ -76,13 +88,28 @@ impl Case {
             self.hidden,
             self.vocab,
             &self.x,
+            &mut losses,
+            BEFORE,
             backward,
-        )
+        );
+        between(&losses, BEFORE, self.batch.targets.len())
     }
 
+    /// Logits, written behind [`BEFORE`] other rows.
     fn logits(&self) -> Vec<f32> {
-        let (head, values) = (self.head(), &self.values.values);
-        Cpu.head_logits(&head, values, &self.batch, self.hidden, self.vocab, &self.x)
+        let (head, values, vocab) = (self.head(), &self.values.values, self.vocab);
+        let (x, mut logits) = (&self.x, poison((BEFORE + self.batch.targets.len()) * vocab));
+        Cpu.head_logits(
+            &head,
+            values,
+            &self.batch,
+            self.hidden,
+            vocab,
+            x,
+            &mut logits,
+            BEFORE,
+        );
+        between(&logits, BEFORE * vocab, self.batch.targets.len() * vocab)
     }
 
     /// Logits `[targets, vocab]`.

@@ -63,20 +63,33 @@ fn train(
     passes: &[Packed],
 ) -> (Vec<f32>, Vec<f32>) {
     let longest = passes.iter().map(Packed::tokens).max().unwrap_or(0);
-    let mut ws = Workspace::new(&Cpu, &decoder.config, Some(trained), longest, true);
-    let mut grads = Cpu.float(trained.len());
-    let mut losses = Vec::new();
+    let mut ws = Workspace::new(&Cpu, &decoder.config, Some(trained), longest, true).unwrap();
+    let targets = passes.iter().map(|p| p.targets.len()).sum();
+    let (mut grads, mut losses, mut at) = (vec![0.0; trained.len()], vec![0.0; targets], 0);
     for pass in passes {
         let n = pass.tokens();
-        losses.extend(decoder.train_pass(trained, &mut grads, dropout, pass, n, 0.01, &mut ws));
+        decoder.train_pass(
+            trained,
+            &mut grads,
+            dropout,
+            pass,
+            n,
+            0.01,
+            &mut losses,
+            at,
+            &mut ws,
+        );
+        at += pass.targets.len();
     }
     (losses, grads)
 }
 
 fn logits(decoder: &Decoder<Cpu>, trained: Option<&Trained<Cpu>>, batch: &Packed) -> Vec<f32> {
     let n = batch.tokens();
-    let mut ws = Workspace::new(&Cpu, &decoder.config, trained, n, false);
-    decoder.logits(trained, batch, n, None, &mut ws)
+    let mut ws = Workspace::new(&Cpu, &decoder.config, trained, n, false).unwrap();
+    let mut logits = vec![0.0; batch.targets.len() * decoder.config.vocab];
+    decoder.logits(trained, batch, n, None, &mut logits, 0, &mut ws);
+    logits
 }
 
 /// Gradients that differ only in the order in which tokens were added: each tensor's difference is a few roundings of its sums. The terms
@@ -219,8 +232,11 @@ fn forced_decoding(
         .max()
         .unwrap_or(0);
     let total: usize = rows.iter().map(|(p, _)| p.len()).sum();
-    let mut cache = Cpu.cache(config.layers, rows.len(), longest, &config.heads);
-    let mut ws = Workspace::new(&Cpu, config, Some(trained), total.max(rows.len()), false);
+    let mut cache = Cpu
+        .cache(config.layers, rows.len(), longest, &config.heads)
+        .unwrap();
+    let mut ws = Workspace::new(&Cpu, config, Some(trained), total.max(rows.len()), false).unwrap();
+    let mut z = vec![0.0; rows.len() * vocab];
     let mut seen = vec![Vec::new(); rows.len()];
     let mut live: Vec<usize> = (0..rows.len()).collect();
     let mut step = 0;
@@ -235,7 +251,8 @@ fn forced_decoding(
             packed.targets.push(Target { row: start, id: 0 });
         }
         let n = packed.tokens();
-        let z = decoder.logits(Some(trained), &packed, n, Some(&mut cache), &mut ws);
+        let cached = Some(&mut cache);
+        decoder.logits(Some(trained), &packed, n, cached, &mut z, 0, &mut ws);
         for (row, z) in live.iter().zip(z.chunks(vocab)) {
             seen[*row].extend_from_slice(z);
         }

@@ -4,19 +4,20 @@ use crate::attention_reference::rotate;
 use crate::draw::{Draw, Flat, columns, lengths, pack, poison};
 use crate::dropout::observed_mask;
 use crate::linear_reference::{Adapter, Before, Member, Reference};
-use crate::near::{Near, agree, agree_exactly_long, exact, untouched};
-use crate::weights::{Form, Matrix, forms, frozen};
+use crate::near::{Near, agree, agree_exactly_long, exact, same_bits, untouched};
+use crate::weights::{Form, Matrix, forms, stored};
 use medft_engine::backend::cpu::Cpu;
 use medft_engine::backend::{
-    Backend, Dropout, Epilogue, Group, Heads, Linear, LoraSlots, Packed, Slot, Vector, Weight,
+    Backend, Dropout, Epilogue, Group, GroupWeight, Heads, Linear, LoraSlots, Packed, Slot, Vector,
 };
+use medft_engine::model::checkpoint::Dtype;
 use proptest::prelude::*;
 
 /// What a member is made of.
 #[derive(Debug, Clone)]
 struct Shape {
     outputs: usize,
-    /// `None` is trained in f32.
+    /// `None` is trained in f32; members of a group differ in the dtype of their file at most.
     form: Option<Form>,
     bias: Bias,
     rank: usize,
@@ -33,21 +34,19 @@ enum Bias {
 fn shapes() -> impl Strategy<Value = Vec<Shape>> {
     let bias = prop::sample::select(vec![Bias::None, Bias::Frozen, Bias::Trained]);
     let rank = prop::sample::select(vec![0, 1, 2, 8, 15, 16, 17, 32]);
-    let one = (
-        columns(),
-        prop::option::weighted(0.8, forms()),
-        bias,
-        rank,
-        any::<bool>(),
-    )
-        .prop_map(|(outputs, form, bias, rank, dropout)| Shape {
+    let stored = prop::sample::select(vec![Dtype::F32, Dtype::Bf16, Dtype::F16]);
+    let one = (columns(), stored, bias, rank, any::<bool>());
+    let members = prop::collection::vec(one, 1..4);
+    (members, prop::option::weighted(0.8, forms())).prop_map(|(members, form)| {
+        let shape = |(outputs, stored, bias, rank, dropout)| Shape {
             outputs,
-            form,
+            form: form.map(|form| Form { stored, ..form }),
             bias,
             rank,
             dropout,
-        });
-    prop::collection::vec(one, 1..4)
+        };
+        members.into_iter().map(shape).collect()
+    })
 }
 
 /// A member's places in the trained values.
@@ -60,7 +59,8 @@ struct Places {
 /// A group with its reference.
 struct Case {
     reference: Reference,
-    matrices: Vec<Option<Matrix>>,
+    /// The members' frozen weights, stacked.
+    matrix: Option<Matrix>,
     values: Flat,
     places: Vec<Places>,
 }
@@ -73,22 +73,28 @@ impl Case {
                 inputs,
                 members: Vec::new(),
             },
-            matrices: Vec::new(),
+            matrix: None,
             values: Flat::default(),
             places: Vec::new(),
         };
+        let load = |tensors: &[_], form: Form| {
+            Cpu.matrix(tensors, form.precision, form.double_quant)
+                .unwrap()
+        };
+        let mut tensors = Vec::new();
         for (stream, shape) in shapes.iter().enumerate() {
             let outputs = shape.outputs;
-            let matrix = shape.form.map(|form| frozen(draw, outputs, inputs, form));
-            let weight = match &matrix {
-                Some(matrix) => Cpu.matrix_values(matrix),
-                None => draw.values(outputs * inputs, 0.2),
-            };
+            let mut weight = draw.values(outputs * inputs, 0.2);
+            if let Some(form) = shape.form {
+                tensors.push(stored(&weight, &[outputs, inputs], form.stored));
+                let alone = load(&tensors[stream..], form);
+                weight = Cpu.matrix_values(&alone).unwrap();
+            }
             let bias = (shape.bias != Bias::None).then(|| draw.values(outputs, 1.0));
             let trained_bias = bias.clone().filter(|_| shape.bias == Bias::Trained);
             let mut place = |values: Option<Vec<f32>>| values.map(|v| case.values.push(v));
             let mut places = Places {
-                weight: place(matrix.is_none().then(|| weight.clone())),
+                weight: place(shape.form.is_none().then(|| weight.clone())),
                 bias: place(trained_bias),
                 lora: None,
             };
@@ -115,7 +121,6 @@ impl Case {
                 });
             }
             case.places.push(places);
-            case.matrices.push(matrix);
             case.reference.members.push(Member {
                 outputs,
                 weight,
@@ -123,6 +128,7 @@ impl Case {
                 adapter,
             });
         }
+        case.matrix = shapes[0].form.map(|form| load(&tensors, form));
         case
     }
 
@@ -130,11 +136,6 @@ impl Case {
         let member = |i: usize| {
             let (own, places) = (&self.reference.members[i], &self.places[i]);
             Linear {
-                weight: match (&self.matrices[i], places.weight) {
-                    (Some(matrix), _) => Weight::Frozen(matrix),
-                    (None, Some(slot)) => Weight::Trained(slot),
-                    (None, None) => unreachable!("a weight is frozen or trained"),
-                },
                 bias: match (&own.bias, places.bias) {
                     (_, Some(slot)) => Some(Vector::Trained(slot)),
                     (Some(bias), None) => Some(Vector::Frozen(bias)),
@@ -146,6 +147,10 @@ impl Case {
         };
         Group {
             inputs: self.reference.inputs,
+            weight: match &self.matrix {
+                Some(matrix) => GroupWeight::Frozen(matrix),
+                None => GroupWeight::Trained(self.places.iter().flat_map(|p| p.weight).collect()),
+            },
             members: (0..self.places.len()).map(member).collect(),
         }
     }
@@ -250,6 +255,25 @@ proptest! {
         let (mut want, _) = case.reference.forward(&x[..rows * 33]);
         rotate(&heads, &batch.sequences, 1.0, &mut want);
         agree("y", &y, &want)?;
+    }
+
+    /// gate and up stay in y, and the buffer beside it gets what `swiglu` makes of them.
+    #[test]
+    fn swiglu_epilogue(
+        form in prop::option::of(forms()), inner in columns(), inputs in columns(), lengths in lengths(),
+        rank in prop::sample::select(vec![0, 4]), seed: u64,
+    ) {
+        let draw = &mut Draw::new(seed);
+        let member = Shape { outputs: inner, form, bias: Bias::Frozen, rank, dropout: false };
+        let batch = pack(draw, &lengths, 7);
+        let rows = batch.tokens();
+        let case = Case::new(draw, &[member.clone(), member], inputs, rows, 0);
+        let x = draw.buffer(rows * inputs, 1.0);
+        let (mut h, mut want_h) = (poison(rows * inner), poison(rows * inner));
+        let (y, _) = forward(&case, &batch, &x, Epilogue::SwiGlu(&mut h));
+        agree("y", &y, &case.reference.forward(&x[..rows * inputs]).0)?;
+        Cpu.swiglu(rows, inner, &y, &mut want_h);
+        same_bits("h", &h, &want_h)?;
     }
 
     /// One new token a sequence, behind what the cache holds.

@@ -77,7 +77,7 @@ pub fn adapters(decoder: &Decoder<Cpu>, seed: u64) -> Trained<Cpu> {
         rank_stabilized: false,
         targets: Linear::ALL.to_vec(),
     };
-    let mut trained = Trained::zeros(&Cpu, &decoder.config, Tuning::Lora(shape));
+    let mut trained = Trained::zeros(&Cpu, &decoder.config, Tuning::Lora(shape)).unwrap();
     let values = Draw::new(seed).values(trained.len(), 0.1);
     Cpu.write(&mut trained.values, 0, &values);
     trained

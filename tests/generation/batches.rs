@@ -26,7 +26,7 @@ fn a_batch_of_unequal_lengths_answers_as_its_rows_alone() {
         rank_stabilized: false,
         targets: Linear::ALL.to_vec(),
     };
-    let mut adapter = Trained::new_lora(&Cpu, &decoder.config, shape, 1);
+    let mut adapter = Trained::new_lora(&Cpu, &decoder.config, shape, 1).unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(2);
     for value in &mut adapter.values {
         *value += rng.random_range(-0.2..0.2);

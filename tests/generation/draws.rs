@@ -4,7 +4,8 @@ use crate::references::Fixtures;
 use crate::setup::{answers, greedy, load, prompts, sampling};
 use crate::support::{shared, tiny_model};
 use medft_dsl::plan::Decode;
-use medft_engine::generate::sampler::{Sampler, Stream, softmax};
+use medft_engine::backend::cpu::sampler::{Sampler, softmax};
+use medft_engine::backend::{Sampling, Stream};
 use medft_engine::generate::score::score;
 use statrs::distribution::{ChiSquared, ContinuousCDF};
 
@@ -57,9 +58,10 @@ fn draws_follow_the_golden_probabilities() {
             top_p: number("top_p", 1.0),
             top_k: case["top_k"].as_u64().unwrap_or(0),
             repetition_penalty: number("repetition_penalty", 1.0),
+            seed: 7,
             ..greedy(1)
         };
-        let mut sampler = Sampler::new(&settings);
+        let mut sampler = Sampler::new(&Sampling::from(&settings));
         for (row, probs) in fixtures
             .f32_rows(&format!("{name}.probs"))
             .iter()
@@ -72,7 +74,6 @@ fn draws_follow_the_golden_probabilities() {
             let mut counts = vec![0; probs.len()];
             for draw in 0..20_000 {
                 let stream = Stream {
-                    seed: 7,
                     row: draw,
                     position: 3,
                 };
@@ -102,7 +103,7 @@ fn rows_of_a_batch_are_drawn_from_the_models_own_distribution() {
         let next: Vec<Vec<u32>> = (0..37).map(|id| [seen, &[id]].concat()).collect();
         let scores = score(&decoder, None, &next).unwrap();
         let mut logits: Vec<f32> = scores.iter().map(|s| *s.logprobs.last().unwrap()).collect();
-        Sampler::new(&settings).filter(&mut logits, seen);
+        Sampler::new(&Sampling::from(&settings)).filter(&mut logits, seen);
         softmax(&mut logits);
         logits.into_iter().map(f64::from).collect()
     };

@@ -15,9 +15,9 @@ use std::path::Path;
 
 /// Every weight of a model as a trained value.
 fn trainable(decoder: &Decoder<Cpu>) -> Trained<Cpu> {
-    let mut trained = Trained::zeros(&Cpu, &decoder.config, Tuning::Full);
+    let mut trained = Trained::zeros(&Cpu, &decoder.config, Tuning::Full).unwrap();
     for p in trained.parameters().to_vec() {
-        let values = decoder.values(&p.name).unwrap();
+        let values = decoder.values(&p.name).unwrap().unwrap();
         Cpu.write(&mut trained.values, p.slot.offset, &values);
     }
     trained
@@ -48,6 +48,18 @@ fn sum(losses: Vec<f32>) -> f64 {
     losses.into_iter().map(f64::from).sum()
 }
 
+/// Sum of a batch's losses.
+fn loss(
+    decoder: &Decoder<Cpu>,
+    trained: Option<&Trained<Cpu>>,
+    batch: &Packed,
+    ws: &mut Workspace<Cpu>,
+) -> f64 {
+    let mut losses = vec![0.0; batch.targets.len()];
+    decoder.losses(trained, batch, batch.tokens(), &mut losses, 0, ws);
+    sum(losses)
+}
+
 /// Two directions of length 1 in a slot's values: that of its gradient, and one drawn by chance.
 fn directions(grads: &[f32], slot: Slot, rng: &mut ChaCha8Rng) -> [Vec<f64>; 2] {
     let own: Vec<f64> = grads[slot.offset..slot.offset + slot.len]
@@ -70,23 +82,32 @@ fn gradients_of_every_tensor_equal_central_differences() {
         let rows = rows(5, 4);
         let batch: Packed = passes(&rows.iter().collect::<Vec<_>>(), None).remove(0);
         let n = batch.tokens();
-        let mut ws = Workspace::new(&Cpu, &decoder.config, Some(&trained), n, true);
-        let mut grads = Cpu.float(trained.len());
-        let losses = decoder.train_pass(&trained, &mut grads, None, &batch, n, 1.0, &mut ws);
-        let loss = sum(losses);
-        assert!((loss - sum(decoder.losses(None, &batch, n, &mut ws))).abs() < 1e-9);
+        let mut ws = Workspace::new(&Cpu, &decoder.config, Some(&trained), n, true).unwrap();
+        let (mut grads, mut losses) = (vec![0.0; trained.len()], vec![0.0; batch.targets.len()]);
+        decoder.train_pass(
+            &trained,
+            &mut grads,
+            None,
+            &batch,
+            n,
+            1.0,
+            &mut losses,
+            0,
+            &mut ws,
+        );
+        assert!((sum(losses) - loss(&decoder, None, &batch, &mut ws)).abs() < 1e-9);
         for parameter in trained.parameters().to_vec() {
             let slot = parameter.slot;
             for direction in directions(&grads, slot, &mut rng) {
                 let along = |trained: &mut Trained<Cpu>, ws: &mut Workspace<Cpu>, by: f64| {
-                    let before = Cpu.read(&trained.values, slot);
+                    let before = Cpu.read(&trained.values, slot).unwrap();
                     let moved: Vec<f32> = before
                         .iter()
                         .zip(&direction)
                         .map(|(v, d)| v + (by * d) as f32)
                         .collect();
                     Cpu.write(&mut trained.values, slot.offset, &moved);
-                    let loss = sum(decoder.losses(Some(trained), &batch, n, ws));
+                    let loss = loss(&decoder, Some(trained), &batch, ws);
                     Cpu.write(&mut trained.values, slot.offset, &before);
                     loss
                 };
@@ -151,9 +172,9 @@ fn val_loss(dir: &Path, bench: &Bench) -> f64 {
     for rows in bench.val.chunks(4) {
         for pass in passes(&rows.iter().collect::<Vec<_>>(), None) {
             let n = pass.tokens();
-            let mut ws = Workspace::new(&Cpu, &decoder.config, None, n, false);
+            let mut ws = Workspace::new(&Cpu, &decoder.config, None, n, false).unwrap();
             targets += pass.targets.len();
-            total += sum(decoder.losses(None, &pass, n, &mut ws));
+            total += loss(&decoder, None, &pass, &mut ws);
         }
     }
     total / f64::from(u32::try_from(targets).unwrap())

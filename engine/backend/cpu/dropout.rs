@@ -28,8 +28,7 @@ impl<'a> Mask<'a> {
             step,
             stream,
         } = *self.dropout;
-        // A 32-bit uniform is dropped where it lies below p * 2^32.
-        let threshold = (f64::from(p) * 4_294_967_296.0) as u32;
+        let threshold = (f64::from(p) * 65_536.0).round() as u32;
         let keep = 1.0 / (1.0 - p);
         let key = [
             seed as u32 ^ step as u32,
@@ -48,7 +47,7 @@ mod tests {
     use super::*;
     use crate::model::philox::philox4x32;
 
-    /// The GPU draws the same words one counter at a time.
+    /// The map that every backend shares, one column at a time.
     #[test]
     fn a_mask_is_philox_of_token_and_column() {
         let dropout = Dropout {
@@ -63,8 +62,14 @@ mod tests {
         let key = [0x89ab_cdef ^ 77, 0x0123_4567 ^ 5 << 16];
         for (i, x) in x.iter().enumerate() {
             let (row, column) = ((i / columns) as u32, i % columns);
-            let counter = [9 + row, 1 ^ 77, (column / 4) as u32, 5];
-            let kept = philox4x32(counter, key)[column % 4] >= 1 << 30;
+            let call = 4 * (column / 32) + column % 8 / 2;
+            let word = philox4x32([9 + row, 1 ^ 77, call as u32, 5], key)[column % 32 / 8];
+            let draw = if column % 2 == 0 {
+                word & 0xffff
+            } else {
+                word >> 16
+            };
+            let kept = draw >= 1 << 14;
             assert_eq!(*x, if kept { 1.0 / 0.75 } else { 0.0 }, "element {i}");
         }
     }

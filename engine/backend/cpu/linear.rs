@@ -4,7 +4,7 @@
 //! read in blocks of rows, so no f32 copy of a whole matrix ever exists.
 
 use super::gemm::{View, gemm};
-use super::matrix::{Matrix, Values};
+use super::matrix::{Part, Values};
 use super::simd;
 use rayon::prelude::*;
 
@@ -17,7 +17,7 @@ const TASK: usize = 1 << 16;
 #[derive(Clone, Copy)]
 pub enum Source<'a> {
     /// In the checkpoint's form.
-    Frozen(&'a Matrix),
+    Frozen(&'a Part),
     /// Trained, in f32.
     Trained(&'a [f32]),
 }
@@ -70,12 +70,12 @@ impl Layer<'_> {
         match (self.weight.values(), self.weight) {
             (Values::F32(v), _) => each(0, &v[..outputs * inputs]),
             (_, Source::Trained(_)) => unreachable!("trained weights are f32"),
-            (_, Source::Frozen(matrix)) => {
+            (_, Source::Frozen(part)) => {
                 let step = (BLOCK / inputs.max(1)).clamp(16, outputs.max(16));
                 let mut scratch = Vec::new();
                 for from in (0..outputs).step_by(step) {
                     let count = step.min(outputs - from);
-                    each(from, matrix.block(from, count, &mut scratch));
+                    each(from, part.block(from, count, &mut scratch));
                 }
             }
         }

@@ -57,18 +57,25 @@ impl<'a> Head<'a> {
         targets.iter().flat_map(row).copied().collect()
     }
 
-    /// Losses, one a target. With `backward`, every chunk is handed over with the gradients of its logits times that scale.
-    pub fn loss(&self, x: &[f32], targets: &[Target], mut backward: Option<Backward>) -> Vec<f32> {
-        let mut losses = Vec::with_capacity(targets.len());
+    /// `losses =`, one a target. With `backward`, every chunk is handed over with the gradients of its logits times that scale.
+    pub fn loss(
+        &self,
+        x: &[f32],
+        targets: &[Target],
+        losses: &mut [f32],
+        mut backward: Option<Backward>,
+    ) {
         let rows = (CHUNK / self.vocab.max(1)).max(1);
         let mut z = vec![0.0; rows.min(targets.len()) * self.vocab];
-        for targets in targets.chunks(rows) {
+        for (targets, losses) in targets.chunks(rows).zip(losses.chunks_mut(rows)) {
             let x = self.gather(x, targets);
             let z = &mut z[..targets.len() * self.vocab];
             self.layer(targets.len()).forward(&x, z);
             let scale = backward.as_ref().map(|(scale, _)| *scale);
-            let each = z.par_chunks_mut(self.vocab).zip(targets);
-            losses.par_extend(each.map(|(z, target)| row_loss(z, target.id as usize, scale)));
+            z.par_chunks_mut(self.vocab)
+                .zip(targets)
+                .zip(losses)
+                .for_each(|((z, target), loss)| *loss = row_loss(z, target.id as usize, scale));
             if let Some((_, take)) = &mut backward {
                 take(Chunk {
                     targets,
@@ -77,7 +84,6 @@ impl<'a> Head<'a> {
                 });
             }
         }
-        losses
     }
 }
 

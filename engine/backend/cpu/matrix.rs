@@ -11,8 +11,37 @@ use half::bf16;
 use medft_dsl::plan::Precision;
 use rayon::prelude::*;
 
-/// A frozen weight `[rows, cols]`, row-major.
+/// Frozen weights `[rows, cols]` that stand below each other, each as its own checkpoint tensor.
 pub struct Matrix {
+    parts: Vec<Part>,
+}
+
+impl Matrix {
+    /// Loads each tensor.
+    ///
+    /// # Errors
+    /// The first one of [`Part::load`].
+    pub fn load(
+        tensors: &[Tensor],
+        precision: Precision,
+        double_quant: bool,
+    ) -> Result<Self, BackendError> {
+        let parts = tensors
+            .iter()
+            .map(|tensor| Part::load(tensor, precision, double_quant));
+        Ok(Matrix {
+            parts: parts.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// The weights, in their order.
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+}
+
+/// One frozen weight `[rows, cols]`, row-major.
+pub struct Part {
     rows: usize,
     cols: usize,
     store: Store,
@@ -36,7 +65,7 @@ pub enum Values<'a> {
     Nf4(&'a Nf4Matrix),
 }
 
-impl Matrix {
+impl Part {
     /// Loads `[rows, cols]` (a vector is one row). bf16 checkpoints stay bf16 under `Precision::F32`: the numbers are the same.
     ///
     /// # Errors
@@ -72,7 +101,7 @@ impl Matrix {
                 Store::Nf4(quantized.map_err(|e| tensor.error(e.to_string()))?)
             }
         };
-        Ok(Matrix { rows, cols, store })
+        Ok(Part { rows, cols, store })
     }
 
     /// Rows.

@@ -10,11 +10,12 @@ mod linear;
 mod loss;
 mod low_rank;
 mod matrix;
+pub mod sampler;
 mod simd;
 
 use super::{
-    AdamWStep, Backend, BackendError, Epilogue, Group, HeadBackward, Heads, Packed, Slot, Vector,
-    Weight,
+    AdamWStep, Backend, BackendError, Epilogue, Group, GroupWeight, HeadBackward, Heads, Need,
+    Packed, SampleRow, Sampling, Slot, Vector, Weight,
 };
 use crate::model::checkpoint::Tensor;
 use linear::{Columns, Layer, Source};
@@ -22,40 +23,21 @@ use loss::{Chunk, Head};
 use low_rank::{Branch, part, part_mut};
 use medft_dsl::plan::Precision;
 use rayon::prelude::*;
+use sampler::Sampler;
 
 /// Elements of one task of an elementwise op.
 const CHUNK: usize = 1 << 14;
+
+/// Added to the norm that gradients are divided by, as in PyTorch's `clip_grad_norm_`.
+const CLIP_EPS: f64 = 1e-6;
 
 /// The CPU, with rayon's global pool of threads.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Cpu;
 
-impl Cpu {
-    /// Operations a second of a product of this machine's useful size, for estimates.
-    pub fn measure_flops(&self) -> f64 {
-        const N: usize = 768;
-        let (a, mut c) = (vec![1.0; N * N], vec![0.0; N * N]);
-        let mut best = f64::INFINITY;
-        for _ in 0..3 {
-            let began = std::time::Instant::now();
-            gemm::gemm(
-                [N, N, N],
-                1.0,
-                gemm::View::rows(&a, N),
-                gemm::View::rows(&a, N),
-                0.0,
-                &mut c,
-                N,
-            );
-            best = best.min(began.elapsed().as_secs_f64());
-        }
-        2.0 * (N * N * N) as f64 / best.max(1e-9)
-    }
-}
-
 fn source<'a>(weight: &'a Weight<Cpu>, values: &'a [f32]) -> Source<'a> {
     match weight {
-        Weight::Frozen(matrix) => Source::Frozen(matrix),
+        Weight::Frozen(matrix) => Source::Frozen(&matrix.parts()[0]),
         Weight::Trained(slot) => Source::Trained(part(values, *slot)),
     }
 }
@@ -99,9 +81,10 @@ fn rotate(heads: &Heads, batch: &Packed, sign: f64, qkv: &mut [f32]) {
     );
 }
 
-/// A member of a group: its linear layer and its branch, if it has one.
+/// A member of a group: its linear layer, the layer's place if it is trained, and its branch, if it has one.
 struct Member<'a> {
     layer: Layer<'a>,
+    trained: Option<Slot>,
     branch: Option<Branch<'a>>,
     own: &'a super::Linear<'a, Cpu>,
 }
@@ -124,10 +107,16 @@ fn members<'a>(
         at: 0,
     };
     let mut members = Vec::with_capacity(group.members.len());
-    for own in &group.members {
+    for (i, own) in group.members.iter().enumerate() {
         let outputs = own.outputs;
+        let (weight, trained) = match &group.weight {
+            GroupWeight::Frozen(matrix) => (Source::Frozen(&matrix.parts()[i]), None),
+            GroupWeight::Trained(slots) => {
+                (Source::Trained(part(values, slots[i])), Some(slots[i]))
+            }
+        };
         let layer = Layer {
-            weight: source(&own.weight, values),
+            weight,
             rows,
             inputs,
             outputs,
@@ -144,6 +133,7 @@ fn members<'a>(
         };
         members.push(Member {
             layer,
+            trained,
             branch: own.lora.as_ref().map(branch),
             own,
         });
@@ -159,38 +149,91 @@ impl Backend for Cpu {
     type Matrix = matrix::Matrix;
     type Batch = Packed;
     type Cache = attention::Cache;
+    type Arena = ();
 
-    fn upload(&self, batch: Packed) -> Packed {
-        batch
+    fn name(&self) -> String {
+        let threads = rayon::current_num_threads();
+        format!(
+            "CPU, {threads} thread{}",
+            if threads == 1 { "" } else { "s" }
+        )
     }
 
-    fn act(&self, len: usize) -> Vec<f32> {
+    fn kind(&self) -> &'static str {
+        "cpu"
+    }
+
+    fn measure_flops(&self) -> f64 {
+        const N: usize = 768;
+        let (a, mut c) = (vec![1.0; N * N], vec![0.0; N * N]);
+        let mut best = f64::INFINITY;
+        for _ in 0..3 {
+            let began = std::time::Instant::now();
+            gemm::gemm(
+                [N, N, N],
+                1.0,
+                gemm::View::rows(&a, N),
+                gemm::View::rows(&a, N),
+                0.0,
+                &mut c,
+                N,
+            );
+            best = best.min(began.elapsed().as_secs_f64());
+        }
+        2.0 * (N * N * N) as f64 / best.max(1e-9)
+    }
+
+    fn finish(&self) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn upload(&self, batch: Packed) -> Result<Packed, BackendError> {
+        Ok(batch)
+    }
+
+    fn arena_bytes(&self, need: &Need) -> u64 {
+        4 * need.acts.iter().chain(&need.floats).sum::<usize>() as u64
+    }
+
+    fn arena(&self, _: &'static str, _: &Need) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn act(&self, (): &mut (), len: usize) -> Vec<f32> {
         vec![0.0; len]
     }
 
-    fn float(&self, len: usize) -> Vec<f32> {
+    fn float(&self, (): &mut (), len: usize) -> Vec<f32> {
         vec![0.0; len]
+    }
+
+    fn floats(&self, _: &'static str, len: usize) -> Result<Vec<f32>, BackendError> {
+        Ok(vec![0.0; len])
     }
 
     fn write(&self, to: &mut Vec<f32>, offset: usize, from: &[f32]) {
         to[offset..offset + from.len()].copy_from_slice(from);
     }
 
-    fn read(&self, from: &Vec<f32>, slot: Slot) -> Vec<f32> {
-        part(from, slot).to_vec()
+    fn read(&self, from: &Vec<f32>, slot: Slot) -> Result<Vec<f32>, BackendError> {
+        Ok(part(from, slot).to_vec())
     }
 
     fn matrix(
         &self,
-        tensor: &Tensor,
+        tensors: &[Tensor],
         precision: Precision,
         double_quant: bool,
     ) -> Result<matrix::Matrix, BackendError> {
-        matrix::Matrix::load(tensor, precision, double_quant)
+        matrix::Matrix::load(tensors, precision, double_quant)
     }
 
-    fn matrix_values(&self, matrix: &matrix::Matrix) -> Vec<f32> {
-        matrix.block(0, matrix.rows(), &mut Vec::new()).to_vec()
+    fn matrix_values(&self, matrix: &matrix::Matrix) -> Result<Vec<f32>, BackendError> {
+        let mut values = Vec::new();
+        for part in matrix.parts() {
+            values.extend_from_slice(part.block(0, part.rows(), &mut Vec::new()));
+        }
+        Ok(values)
     }
 
     fn cache(
@@ -199,8 +242,12 @@ impl Backend for Cpu {
         slots: usize,
         capacity: usize,
         heads: &Heads,
-    ) -> attention::Cache {
-        attention::Cache::new(layers, slots, capacity, heads)
+    ) -> Result<attention::Cache, BackendError> {
+        Ok(attention::Cache::new(layers, slots, capacity, heads))
+    }
+
+    fn low_columns(&self, rank: usize) -> usize {
+        rank
     }
 
     fn cache_compact(&self, cache: &mut attention::Cache, keep: &[usize]) {
@@ -316,7 +363,10 @@ impl Backend for Cpu {
         } else {
             members.iter().for_each(|m| m.layer.forward(x, y));
         }
-        for Member { layer, branch, own } in members {
+        for Member {
+            layer, branch, own, ..
+        } in members
+        {
             if let Some(bias) = &own.bias {
                 let (bias, columns) = (vector(bias, values), layer.y.at..layer.y.at + own.outputs);
                 let rows = y.chunks_exact_mut(stride).take(rows);
@@ -332,6 +382,7 @@ impl Backend for Cpu {
             Epilogue::None => {}
             Epilogue::Residual(residual) => self.add(rows, stride, residual, y),
             Epilogue::Rope(heads) => rotate(heads, batch, 1.0, &mut y[..rows * stride]),
+            Epilogue::SwiGlu(h) => self.swiglu(rows, stride / 2, y, h),
         }
     }
 
@@ -351,11 +402,17 @@ impl Backend for Cpu {
         if let Some(dx) = &mut dx {
             dx.fill(0.0);
         }
-        for Member { layer, branch, own } in members(group, values, batch, rows) {
+        for Member {
+            layer,
+            trained,
+            branch,
+            own,
+        } in members(group, values, batch, rows)
+        {
             if let Some(dx) = &mut dx {
                 layer.backward_input(dy, dx);
             }
-            if let Weight::Trained(slot) = own.weight {
+            if let Some(slot) = trained {
                 layer.backward_weight(dy, x, part_mut(grads, slot));
             }
             if let Some(Vector::Trained(slot)) = own.bias {
@@ -462,20 +519,23 @@ impl Backend for Cpu {
         hidden: usize,
         vocab: usize,
         x: &Vec<f32>,
+        losses: &mut Vec<f32>,
+        at: usize,
         backward: Option<HeadBackward<Self>>,
-    ) -> Vec<f32> {
+    ) {
         let h = Head {
             weight: source(head, values),
             hidden,
             vocab,
         };
+        let losses = &mut losses[at..at + batch.targets.len()];
         let Some(HeadBackward {
             grad_scale,
             dx,
             grads,
         }) = backward
         else {
-            return h.loss(x, &batch.targets, None);
+            return h.loss(x, &batch.targets, losses, None);
         };
         dx[..batch.tokens() * hidden].fill(0.0);
         let mut take = |chunk: Chunk| {
@@ -489,7 +549,7 @@ impl Backend for Cpu {
                 layer.backward_weight(chunk.dz, chunk.x, part_mut(grads, *slot));
             }
         };
-        h.loss(x, &batch.targets, Some((grad_scale, &mut take)))
+        h.loss(x, &batch.targets, losses, Some((grad_scale, &mut take)));
     }
 
     fn head_logits(
@@ -500,30 +560,49 @@ impl Backend for Cpu {
         hidden: usize,
         vocab: usize,
         x: &Vec<f32>,
-    ) -> Vec<f32> {
+        logits: &mut Vec<f32>,
+        at_row: usize,
+    ) {
         let h = Head {
             weight: source(head, values),
             hidden,
             vocab,
         };
-        let mut z = vec![0.0; batch.targets.len() * vocab];
+        let z = &mut logits[at_row * vocab..(at_row + batch.targets.len()) * vocab];
         let layer = h.layer(batch.targets.len());
         let x = h.gather(x, &batch.targets);
         if decoding(batch) {
-            linear::decode(&[layer], &x, &mut z);
+            linear::decode(&[layer], &x, z);
         } else {
-            layer.forward(&x, &mut z);
+            layer.forward(&x, z);
         }
-        z
     }
 
-    fn norm(&self, x: &Vec<f32>) -> f64 {
+    fn sample(
+        &self,
+        sampling: &Sampling,
+        rows: &[SampleRow],
+        vocab: usize,
+        logits: &mut Vec<f32>,
+    ) -> Result<Vec<u32>, BackendError> {
+        logits
+            .par_chunks_mut(vocab)
+            .zip(rows)
+            .map_init(
+                || Sampler::new(sampling),
+                |sampler, (logits, row)| sampler.choose(logits, row.seen, row.stream),
+            )
+            .map(|token| token.ok_or(BackendError::NoToken { vocab }))
+            .collect()
+    }
+
+    fn norm(&self, x: &Vec<f32>, out: &mut Vec<f32>) {
         // Chunks in order, each summed in f64: the same bits on any number of threads.
         let parts: Vec<f64> = x
             .par_chunks(CHUNK)
             .map(|c| c.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>())
             .collect();
-        parts.into_iter().sum::<f64>().sqrt()
+        out[0] = parts.into_iter().sum::<f64>().sqrt() as f32;
     }
 
     fn zero(&self, x: &mut Vec<f32>) {
@@ -534,10 +613,16 @@ impl Backend for Cpu {
         &self,
         s: &AdamWStep,
         grads: &Vec<f32>,
+        norm: &Vec<f32>,
         values: &mut Vec<f32>,
         first: &mut Vec<f32>,
         second: &mut Vec<f32>,
     ) {
+        let norm = f64::from(norm[0]);
+        if !norm.is_finite() {
+            return;
+        }
+        let clip = s.max_norm.map_or(1.0, |max| max / (norm + CLIP_EPS));
         let t = s.step as f64;
         let c = simd::AdamW {
             step_size: (s.lr / (1.0 - s.beta1.powf(t))) as f32,
@@ -547,7 +632,7 @@ impl Backend for Cpu {
             second: (1.0 - s.beta2) as f32,
             root: (1.0 - s.beta2.powf(t)).sqrt() as f32,
             eps: s.eps as f32,
-            clip: s.clip as f32,
+            clip: clip.min(1.0) as f32,
         };
         values
             .par_chunks_mut(CHUNK)

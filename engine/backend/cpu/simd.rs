@@ -355,13 +355,14 @@ for_each_isa! {
 }
 
 for_each_isa! {
-    /// `x[i] = draw[i] < threshold ? 0 : x[i] * keep`, where draw `4 j + w` is word w of Philox at `counter` with j as its third word.
+    /// `x[c] = draw[c] < threshold ? 0 : x[c] * keep` with the 16-bit draws of one token, which [`crate::backend::Dropout`] maps to
+    /// columns; `counter` is that of the first call.
     pub fn dropout(key: [u32; 2], counter: [u32; 4], threshold: u32, keep: f32, x: &mut [f32]) {
-        for (block, values) in x.chunks_mut(4 * LANES).enumerate() {
+        for (chunk, values) in x.chunks_mut(8 * LANES).enumerate() {
             // Words in the low halves of u64 lanes, where the wide product finds them; high halves are cut off at its input.
             let low = |lanes: [u64; LANES]| lanes.map(|w| w & 0xffff_ffff);
             let [mut c0, mut c1, mut c2, mut c3] = counter.map(|word| [u64::from(word); LANES]);
-            c2 = std::array::from_fn(|i| c2[i] + (block * LANES + i) as u64);
+            c2 = std::array::from_fn(|i| c2[i] + (chunk * LANES + i) as u64);
             let [mut k0, mut k1] = key;
             for _ in 0..philox::ROUNDS {
                 let product0 = low(c0).map(|c| c * u64::from(philox::MULTIPLIER[0]));
@@ -372,9 +373,16 @@ for_each_isa! {
                 k0 = k0.wrapping_add(philox::WEYL[0]);
                 k1 = k1.wrapping_add(philox::WEYL[1]);
             }
-            let mut draws = [0u32; 4 * LANES];
-            for (i, four) in draws.chunks_exact_mut(4).enumerate() {
-                four.copy_from_slice(&[c0[i] as u32, c1[i] as u32, c2[i] as u32, c3[i] as u32]);
+            // Call 4 b + q has, in its word j, the draws of the columns 32 b + 8 j + 2 q and the next one.
+            let mut draws = [0u32; 8 * LANES];
+            for (b, block) in draws.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                for (j, words) in [&c0, &c1, &c2, &c3].into_iter().enumerate() {
+                    for q in 0..4 {
+                        let word = words[4 * b + q] as u32;
+                        block[8 * j + 2 * q] = word & 0xffff;
+                        block[8 * j + 2 * q + 1] = word >> 16;
+                    }
+                }
             }
             for (value, draw) in values.iter_mut().zip(draws) {
                 *value = if draw < threshold { 0.0 } else { *value * keep };

@@ -1,4 +1,4 @@
-//! From a row of logits to the next token, with Transformers' meaning of every setting.
+//! From a row of logits to the next token, with Transformers' meaning of every setting: the CPU's `sample`.
 //!
 //! Holds repetition penalty, temperature, top-k and top-p in Transformers' order, greedy choice and
 //! drawing. It refuses to hold a generator with state: the draw of a token is a function of (seed,
@@ -7,48 +7,16 @@
 
 use std::cmp::Ordering;
 
-use medft_dsl::plan::Decode;
-
+use crate::backend::{DRAW, Sampling, Stream};
 use crate::model::philox::{philox4x32, unit_interval, words};
-
-/// Second counter word of draws; dropout uses other values under the same seed.
-const DRAW: u32 = 0x6472_6177; // "draw"
 
 /// Candidates that top-p sorts first; it seldom needs more.
 const FIRST_SORTED: usize = 256;
 
-/// Why no token can be chosen.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum SamplerError {
-    /// Nothing is left to choose from.
-    #[error(
-        "no next token: none of {vocab} logits is a usable number (they are NaN, infinite or masked); check the weights with `medft-engine score`"
-    )]
-    NoToken {
-        /// Length of the row.
-        vocab: usize,
-    },
-}
-
-/// Whose draw it is: the same three numbers give the same random bits everywhere.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stream {
-    /// Seed of the decoding.
-    pub seed: u64,
-    /// The row's own number, whatever batch it is in.
-    pub row: u64,
-    /// Position of the token that is drawn.
-    pub position: u32,
-}
-
 /// Chooses next tokens. Holds buffers: keep one a thread.
 #[derive(Debug, Clone)]
 pub struct Sampler {
-    sample: bool,
-    repetition_penalty: f32,
-    temperature: f32,
-    top_k: usize,
-    top_p: f64,
+    settings: Sampling,
     /// Penalised scores, or the largest scores seen so far.
     scores: Vec<f32>,
     /// (score, token) of the tokens that top-p looks at.
@@ -56,58 +24,51 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler with the settings of a recipe.
-    pub fn new(decode: &Decode) -> Self {
+    /// A sampler with these settings.
+    pub fn new(settings: &Sampling) -> Self {
         Self {
-            sample: decode.sample,
-            repetition_penalty: decode.repetition_penalty as f32,
-            temperature: decode.temperature as f32,
-            top_k: usize::try_from(decode.top_k).unwrap_or(usize::MAX),
-            top_p: decode.top_p,
+            settings: *settings,
             scores: Vec::new(),
             candidates: Vec::new(),
         }
     }
 
     /// The next token of one row; `logits` (`[vocab]`) are filtered in place. `seen` are the tokens
-    /// of prompt and answer so far, in any order, repeated or not.
-    ///
-    /// # Errors
-    /// When no logit is a usable number.
-    pub fn choose(
-        &mut self,
-        logits: &mut [f32],
-        seen: &[u32],
-        stream: Stream,
-    ) -> Result<u32, SamplerError> {
+    /// of prompt and answer so far, in any order, repeated or not. `None` where no logit is a usable
+    /// number.
+    pub fn choose(&mut self, logits: &mut [f32], seen: &[u32], stream: Stream) -> Option<u32> {
         self.filter(logits, seen);
-        let token = if self.sample {
-            draw(logits, stream)
+        if self.settings.sample {
+            draw(logits, self.settings.seed, stream)
         } else {
             argmax(logits)
-        };
-        token.ok_or(SamplerError::NoToken {
-            vocab: logits.len(),
-        })
+        }
     }
 
     /// Filters one row in place: the penalty, and for sampling temperature, top-k and top-p.
     pub fn filter(&mut self, logits: &mut [f32], seen: &[u32]) {
         self.penalise(logits, seen);
-        if !self.sample {
+        let Sampling {
+            sample,
+            temperature,
+            top_k,
+            top_p,
+            ..
+        } = self.settings;
+        if !sample {
             return;
         }
-        if self.temperature != 1.0 {
-            logits.iter_mut().for_each(|x| *x /= self.temperature);
+        if temperature != 1.0 {
+            logits.iter_mut().for_each(|x| *x /= temperature);
         }
-        if self.top_k > 0 && self.top_k < logits.len() {
+        if top_k > 0 && top_k < logits.len() {
             let lowest = self.kth_largest(logits);
             logits
                 .iter_mut()
                 .filter(|x| **x < lowest)
                 .for_each(|x| *x = f32::NEG_INFINITY);
         }
-        if self.top_p < 1.0 {
+        if top_p < 1.0 {
             self.keep_top_p(logits);
         }
     }
@@ -115,7 +76,7 @@ impl Sampler {
     /// Makes seen tokens less likely, once however often they were seen: every penalised score is
     /// taken from the untouched row before any is written.
     fn penalise(&mut self, logits: &mut [f32], seen: &[u32]) {
-        let penalty = self.repetition_penalty;
+        let penalty = self.settings.repetition_penalty;
         if penalty == 1.0 {
             return;
         }
@@ -136,7 +97,7 @@ impl Sampler {
 
     /// The `top_k`-th largest score, in one pass: most scores fail the first comparison.
     fn kth_largest(&mut self, logits: &[f32]) -> f32 {
-        let k = self.top_k;
+        let k = self.settings.top_k;
         let largest = &mut self.scores;
         largest.clear();
         let mut lowest = f32::NEG_INFINITY;
@@ -173,6 +134,7 @@ impl Sampler {
             .fold(f32::NEG_INFINITY, |max, c| max.max(c.0));
         let weight = |score: f32| f64::from((score - largest).exp());
         let total: f64 = self.candidates.iter().map(|c| weight(c.0)).sum();
+        let wanted = self.settings.top_p * total;
 
         let mut rest = &mut self.candidates[..];
         let mut size = FIRST_SORTED;
@@ -185,14 +147,14 @@ impl Sampler {
             let (sorted, later) = rest.split_at_mut(take);
             sorted.sort_unstable_by(most_probable_first);
             for &(score, token) in sorted.iter() {
-                if above > 0.0 && above >= self.top_p * total {
+                if above > 0.0 && above >= wanted {
                     logits[token] = f32::NEG_INFINITY;
                 }
                 above += weight(score);
             }
             rest = later;
             size *= 4;
-            if above >= self.top_p * total {
+            if above >= wanted {
                 break;
             }
         }
@@ -232,12 +194,9 @@ pub fn softmax(scores: &mut [f32]) {
 }
 
 /// Draws a token in proportion to the softmax of `scores`; `None` if all are removed.
-fn draw(scores: &[f32], stream: Stream) -> Option<u32> {
+fn draw(scores: &[f32], seed: u64, stream: Stream) -> Option<u32> {
     let [row_low, row_high] = words(stream.row);
-    let bits = philox4x32(
-        [stream.position, DRAW, row_low, row_high],
-        words(stream.seed),
-    );
+    let bits = philox4x32([stream.position, DRAW, row_low, row_high], words(seed));
     let largest = argmax(scores).map(|token| scores[token as usize])?;
     let weight = |x: f32| {
         if x > f32::NEG_INFINITY {
@@ -270,28 +229,25 @@ fn most_probable_first(a: &(f32, usize), b: &(f32, usize)) -> Ordering {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use medft_dsl::plan::Decode;
     use proptest::prelude::*;
     use safetensors::SafeTensors;
     use std::path::PathBuf;
 
     fn settings(temperature: f64, top_k: u64, top_p: f64, repetition_penalty: f64) -> Sampler {
-        Sampler::new(&Decode {
+        Sampler::new(&Sampling::from(&Decode {
             sample: true,
             max_new: 1,
             temperature,
             top_p,
             top_k,
             repetition_penalty,
-            seed: 0,
-        })
+            seed: 42,
+        }))
     }
 
     fn stream(row: u64, position: u32) -> Stream {
-        Stream {
-            seed: 42,
-            row,
-            position,
-        }
+        Stream { row, position }
     }
 
     #[test]
@@ -360,7 +316,7 @@ mod tests {
     /// some token sits so near the edge of top-p that rounding decides.
     fn naive(logits: &[f32], seen: &[u32], sampler: &Sampler) -> (Vec<f64>, bool) {
         let mut scores: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
-        let penalty = f64::from(sampler.repetition_penalty);
+        let penalty = f64::from(sampler.settings.repetition_penalty);
         for token in seen.iter().collect::<std::collections::BTreeSet<_>>() {
             let score = &mut scores[*token as usize];
             *score = if *score < 0.0 {
@@ -371,11 +327,11 @@ mod tests {
         }
         scores
             .iter_mut()
-            .for_each(|x| *x /= f64::from(sampler.temperature));
+            .for_each(|x| *x /= f64::from(sampler.settings.temperature));
         let mut order: Vec<usize> = (0..scores.len()).collect();
         order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
-        if sampler.top_k > 0 {
-            let lowest = scores[order[scores.len() - sampler.top_k.min(scores.len())]];
+        if sampler.settings.top_k > 0 {
+            let lowest = scores[order[scores.len() - sampler.settings.top_k.min(scores.len())]];
             scores
                 .iter_mut()
                 .filter(|x| **x < lowest)
@@ -386,8 +342,8 @@ mod tests {
         let (mut sum, mut on_the_edge) = (0.0, false);
         for &token in &order[..order.len() - 1] {
             sum += (scores[token] - largest).exp() / total;
-            on_the_edge |= (sum - (1.0 - sampler.top_p)).abs() < 1e-5;
-            if sampler.top_p < 1.0 && sum <= 1.0 - sampler.top_p {
+            on_the_edge |= (sum - (1.0 - sampler.settings.top_p)).abs() < 1e-5;
+            if sampler.settings.top_p < 1.0 && sum <= 1.0 - sampler.settings.top_p {
                 scores[token] = f64::NEG_INFINITY;
             }
         }
@@ -422,7 +378,7 @@ mod tests {
             let mut logits: Vec<f32> = bits.into_iter().map(f32::from_bits).collect();
             let vocab = logits.len();
             let chosen = settings(0.7, top_k, top_p, 1.1).choose(&mut logits, &[0, 7, 900], stream(1, 2));
-            prop_assert!(chosen.is_err() || chosen.is_ok_and(|t| (t as usize) < vocab));
+            prop_assert!(chosen.is_none_or(|t| (t as usize) < vocab));
         }
     }
 
@@ -437,10 +393,13 @@ mod tests {
         let mut sampler = settings(1.0, 0, 1.0, 1.0);
         for position in 0..200 {
             let mut logits = [f32::NEG_INFINITY, -90.0, f32::NEG_INFINITY, 90.0];
-            assert_eq!(sampler.choose(&mut logits, &[], stream(0, position)), Ok(3));
+            assert_eq!(
+                sampler.choose(&mut logits, &[], stream(0, position)),
+                Some(3)
+            );
         }
         let nothing = sampler.choose(&mut [f32::NEG_INFINITY; 4], &[], stream(0, 0));
-        assert_eq!(nothing, Err(SamplerError::NoToken { vocab: 4 }));
+        assert_eq!(nothing, None);
     }
 
     #[test]
@@ -454,7 +413,7 @@ mod tests {
                 .unwrap();
             assert_eq!(
                 sampler.choose(&mut logits.clone(), &[], stream(row, 5)),
-                Ok(token)
+                Some(token)
             );
             counts[token as usize] += 1;
         }
