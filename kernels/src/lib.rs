@@ -4,6 +4,7 @@
 //! written against [`Launcher`], so that whoever owns a CUDA context can drive them; [`device::Device`] is the engine's own, over cudarc.
 //! Invariant: every launch goes to one stream in call order, and no op waits, allocates or synchronises.
 
+pub mod attention;
 #[cfg(feature = "cuda")]
 pub mod device;
 pub mod launch;
