@@ -6,6 +6,8 @@
 //! when the call returns: only what returns a `Result` can wait, and what an op could not do, the next of these reports.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 
 use crate::model::checkpoint::Tensor;
 use medft_dsl::plan::{Decode, Precision};

@@ -6,7 +6,8 @@ use crate::backend::Heads;
 use half::bf16;
 use medft_kernels::attention::{self, Backward, Forward, Rope};
 use medft_kernels::device::{Buffer, Device};
-use medft_kernels::{LaunchError, Launcher, Ptr, attention_hopper, decode};
+use medft_kernels::decode::{self, Cached, Compact};
+use medft_kernels::{LaunchError, Launcher, Ptr, attention_hopper};
 
 /// Positions that are stored together: a slot's capacity is a multiple of it.
 const PAGE: usize = 64;
@@ -19,6 +20,10 @@ pub struct Cache {
     slots: usize,
     capacity: usize,
     heads: attention::Heads,
+    /// Tokens in each slot.
+    lengths: Vec<u32>,
+    /// What a move reads: slots to keep, and their lengths.
+    table: Buffer<u32>,
 }
 
 fn heads(heads: &Heads) -> attention::Heads {
@@ -46,22 +51,39 @@ impl Cache {
             slots,
             capacity,
             heads: heads(shape),
+            lengths: vec![0; slots],
+            table: device.alloc(2 * slots)?,
         })
     }
 
     /// Moves slot `keep[i]` to `i`.
     pub fn compact(&mut self, device: &Device, keep: &[usize]) -> Result<(), LaunchError> {
+        self.lengths = keep.iter().map(|slot| self.lengths[*slot]).collect();
         let keep: Vec<u32> = keep.iter().map(|slot| *slot as u32).collect();
-        let keep = device.upload(&keep)?;
-        decode::compact(device, &self.of_layer(0), self.layers, keep.ptr(), keep.len())
+        device.write(self.table.ptr(), &keep)?;
+        device.write(self.table.ptr().at(self.slots), &self.lengths)?;
+        let compact = Compact {
+            heads: self.heads,
+            cache: self.of_layer(0),
+            layers: self.layers,
+            layer_stride: self.layer_stride(),
+            keep: self.table.ptr(),
+            lengths: self.table.ptr().at(self.slots),
+            count: keep.len(),
+        };
+        decode::compact(device, &compact)
+    }
+
+    /// Elements of one layer's keys.
+    fn layer_stride(&self) -> usize {
+        self.slots * self.heads.keys * self.capacity * self.heads.dim
     }
 
     fn of_layer(&self, layer: usize) -> decode::Cache {
-        let at = layer * self.slots * self.heads.keys * self.capacity * self.heads.dim;
+        let at = layer * self.layer_stride();
         decode::Cache {
             keys: self.keys.ptr().at(at),
             values: self.values.ptr().at(at),
-            slots: self.slots,
             capacity: self.capacity,
         }
     }
@@ -134,7 +156,36 @@ impl Cuda {
         out: &mut Act,
     ) -> Result<(), LaunchError> {
         let d = &self.0.device;
-        let cache = cache.of_layer(layer);
-        todo!()
+        let sequences = &batch.packed.sequences;
+        if layer == 0 {
+            for s in sequences {
+                cache.lengths[s.slot] = (s.past + s.len) as u32;
+            }
+        }
+        let heads = cache.heads;
+        let longest = batch.context;
+        let mut scratch = self.scratch();
+        let [partial] = scratch.take(d, [4 * decode::scratch_len(&heads, sequences.len(), longest)])?;
+        let cached = Cached {
+            heads,
+            scale: scale(shape),
+            tokens: batch.packed.tokens(),
+            qkv: qkv.ptr(),
+            places: batch.places,
+            sequences: sequences.len(),
+            longest_new: sequences.iter().map(|s| s.len).max().unwrap_or(0),
+            longest,
+            cache: cache.of_layer(layer),
+            work: batch.works(attention::FORWARD_TILE)?,
+            partial: partial.cast(),
+            out: out.ptr(),
+        };
+        if sequences.iter().all(|s| s.past == 0) {
+            // Nothing is cached yet: the rows attend to the batch itself.
+            decode::append(d, &cached)?;
+            let [lse] = scratch.take(d, [4 * shape.queries * cached.tokens])?;
+            return self.attend(shape, batch, qkv, out.ptr(), lse.cast());
+        }
+        decode::append_and_attend(d, &cached)
     }
 }

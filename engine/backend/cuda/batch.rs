@@ -4,7 +4,7 @@
 
 use crate::backend::Packed;
 use medft_kernels::attention::{self, Work, Works};
-use medft_kernels::decode::Sequence;
+use medft_kernels::decode::Place;
 use medft_kernels::device::{Buffer, Device};
 use medft_kernels::{LaunchError, Ptr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,7 +36,7 @@ pub struct Batch {
     /// Distinct ids.
     pub run_count: usize,
     /// Sequences as the KV cache sees them.
-    pub sequences: Ptr<Sequence>,
+    pub places: Ptr<Place>,
     /// Whether every sequence has one new token behind what the cache holds.
     pub decoding: bool,
     works: [Works; TILES.len()],
@@ -63,14 +63,14 @@ impl Batch {
             .collect();
         let run_count = runs.len();
         runs.push(by_id.len() as u32);
-        let sequences: Vec<Sequence> = packed
+        let places: Vec<Place> = packed
             .sequences
             .iter()
-            .map(|s| Sequence {
+            .map(|s| Place {
                 slot: s.slot as u32,
                 past: s.past as u32,
                 start: s.start as u32,
-                len: s.len as u32,
+                length: s.len as u32,
             })
             .collect();
         let lengths: Vec<usize> = packed.sequences.iter().map(|s| s.len).collect();
@@ -85,7 +85,7 @@ impl Batch {
         let target_ids = tables.push(&target_ids);
         let by_id = tables.push(&by_id);
         let runs = tables.push(&runs);
-        let sequences = tables.push(bytemuck::cast_slice(&sequences));
+        let places = tables.push(bytemuck::cast_slice(&places));
         let works = lists.each_ref().map(|list| tables.push(bytemuck::cast_slice(list)));
 
         let memory = take(device, pool, tables.words.len())?;
@@ -100,7 +100,7 @@ impl Batch {
             by_id: start.at(by_id),
             runs: start.at(runs),
             run_count,
-            sequences: start.at(sequences).cast(),
+            places: start.at(places).cast(),
             decoding: packed.sequences.iter().all(|s| s.len == 1 && s.past > 0),
             works: std::array::from_fn(|i| Works {
                 items: start.at(works[i]).cast::<Work>(),

@@ -2,12 +2,15 @@
 //!
 //! Invariant: the logits of a whole batch never exist: a chunk's are overwritten by the next one's.
 
-use super::matrix::Stored;
-use super::memory::{Act, Float, Scratch};
+use super::linear::{FEW, gradient};
+use super::matrix::{ROWS, Stored};
+use super::memory::{Act, Float};
 use super::{Batch, Cuda};
 use crate::backend::{HeadBackward, Weight};
 use half::bf16;
-use medft_kernels::{LaunchError, Launcher, Ptr, cross_entropy, elementwise, gemm, gemm_hopper, skinny};
+use medft_kernels::cross_entropy::{self, Chunk, Gradient};
+use medft_kernels::gemm::{self, Output};
+use medft_kernels::{LaunchError, Launcher, Ptr, elementwise, gemm_hopper, skinny, weight_grad};
 
 /// Rows of a chunk: 1,024 x 151,936 f32 logits are 0.6 GB.
 const CHUNK: usize = 1024;
@@ -28,54 +31,68 @@ impl Cuda {
         head: &Head,
         losses: &Float,
         at: usize,
-        mut backward: Option<HeadBackward<Cuda>>,
+        backward: Option<HeadBackward<Cuda>>,
     ) -> Result<(), LaunchError> {
         let d = &self.0.device;
         let (h, v) = (head.hidden, head.vocab);
+        let stride = v.next_multiple_of(ROWS);
         let targets = head.batch.packed.targets.len();
-        if let Some(back) = &mut backward {
-            d.fill(back.dx.ptr(), 0, head.batch.packed.tokens() * h)?;
-        }
         let rows = CHUNK.min(targets);
+        let kept = if backward.is_some() { targets } else { 0 };
         let partials = match (&head.weight, &backward) {
-            (Weight::Trained(_), Some(_)) => gemm::weight_grad_scratch_len(d.gpu(), rows, v, h),
+            (Weight::Trained(_), Some(_)) => weight_grad::scratch_len(gradient(rows, v, h)),
             _ => 0,
         };
         let mut scratch = self.scratch();
-        let sizes = [self.wide_bytes(head), 2 * rows * h, 4 * rows * v, 4 * rows, 2 * rows * h, 4 * partials];
+        let sizes = [self.wide_bytes(head), 2 * rows * h, 4 * rows * stride, 4 * rows, 2 * kept * h, 4 * partials];
         let [weight, x, logits, lse, dx, partials] = scratch.take(d, sizes)?;
         let weight = self.head_weight(head, weight.cast())?;
         let (x, logits, lse, dx) = (x.cast::<bf16>(), logits.cast::<f32>(), lse.cast::<f32>(), dx.cast::<bf16>());
         for first in (0..targets).step_by(CHUNK) {
             let n = CHUNK.min(targets - first);
-            let (chunk_rows, ids) = (head.batch.target_rows.at(first), head.batch.target_ids.at(first));
-            elementwise::gather_rows(d, head.x.ptr(), chunk_rows, n, h, x)?;
-            self.product(n, v, h, x, weight, logits)?;
-            cross_entropy::loss(d, logits, n, v, ids, losses.ptr().at(at + first), lse)?;
-            let Some(back) = &backward else { continue };
-            // bf16 gradients take the place of the f32 logits.
-            let dz = logits.cast::<bf16>();
-            cross_entropy::gradient(d, logits, lse, n, v, ids, back.grad_scale, dz)?;
-            gemm::plain_nn(d, n, h, v, dz, 2 * v, weight, h, dx, h)?;
-            elementwise::scatter_rows(d, dx, chunk_rows, n, h, back.dx.ptr())?;
+            elementwise::gather_rows(d, n, h, head.x.ptr(), head.batch.target_rows.at(first), x)?;
+            self.product(n, stride, h, x, weight, logits)?;
+            let chunk = Chunk {
+                rows: n,
+                vocab: v,
+                logits,
+                stride,
+                targets: head.batch.target_ids.at(first),
+            };
+            let losses = losses.ptr().at(at + first);
+            let Some(back) = &backward else {
+                cross_entropy::loss(d, &chunk, losses, lse)?;
+                continue;
+            };
+            // The bf16 gradients of a row take the first half of its f32 logits.
+            let dz = Gradient {
+                scale: back.grad_scale,
+                d: logits.cast(),
+                stride: 2 * stride,
+            };
+            cross_entropy::loss_and_gradient(d, &chunk, losses, lse, &dz)?;
+            let shape = gemm::Shape { m: n, n: h, k: stride };
+            gemm::plain_nn(d, shape, dz.d, dz.stride, weight, h, Output::Bf16(dx.at(first * h)))?;
             if let Weight::Trained(slot) = head.weight {
                 let to = back.grads.ptr().at(slot.offset);
-                gemm::weight_grad(d, n, v, h, dz, 2 * v, x, h, to, partials.cast())?;
+                weight_grad::weight_grad(d, gradient(n, v, h), dz.d, dz.stride, x, h, to, partials.cast())?;
             }
         }
-        Ok(())
+        let Some(back) = backward else { return Ok(()) };
+        let tokens = head.batch.packed.tokens();
+        elementwise::scatter_rows(d, targets, tokens, h, dx, head.batch.target_rows, back.dx.ptr())
     }
 
     pub(super) fn head_scores(&self, head: &Head, to: Ptr<f32>) -> Result<(), LaunchError> {
         let d = &self.0.device;
         let (h, v, n) = (head.hidden, head.vocab, head.batch.packed.targets.len());
-        let mut scratch: std::sync::MutexGuard<'_, Scratch> = self.scratch();
+        let mut scratch = self.scratch();
         let [weight, x] = scratch.take(d, [self.wide_bytes(head), 2 * n * h])?;
         let weight = self.head_weight(head, weight.cast())?;
         let x = x.cast::<bf16>();
-        elementwise::gather_rows(d, head.x.ptr(), head.batch.target_rows, n, h, x)?;
-        if head.batch.decoding && n <= skinny::MAX_ROWS {
-            return skinny::logits(d, n, v, h, x, weight, to);
+        elementwise::gather_rows(d, n, h, head.x.ptr(), head.batch.target_rows, x)?;
+        if head.batch.decoding && n <= FEW {
+            return skinny::logits(d, n, h, v, x, weight, to);
         }
         self.product(n, v, h, x, weight, to)
     }
@@ -94,7 +111,7 @@ impl Cuda {
         if gemm_hopper::supports_plain(d.gpu(), n, v, h) {
             gemm_hopper::plain_nt_f32(d, n, v, h, x, weight, to)
         } else {
-            gemm::plain_nt_f32(d, n, v, h, x, weight, to)
+            gemm::plain_nt(d, gemm::Shape { m: n, n: v, k: h }, x, h, weight, h, Output::F32(to))
         }
     }
 
@@ -102,14 +119,18 @@ impl Cuda {
     fn wide_bytes(&self, head: &Head) -> usize {
         match head.weight {
             Weight::Frozen(matrix) if matches!(matrix.stored(), Stored::Bf16(_)) => 0,
-            _ => 2 * head.vocab * head.hidden,
+            _ => 2 * head.vocab.next_multiple_of(ROWS) * head.hidden,
         }
     }
 
     fn head_weight(&self, head: &Head, scratch: Ptr<bf16>) -> Result<Ptr<bf16>, LaunchError> {
         match head.weight {
-            Weight::Frozen(matrix) => self.matrix_in_bf16(matrix, scratch),
-            Weight::Trained(slot) => self.round(head.values, *slot, scratch).map(|()| scratch),
+            Weight::Frozen(matrix) => matrix.in_bf16(&self.0.device, scratch),
+            Weight::Trained(slot) => {
+                let padding = head.vocab.next_multiple_of(ROWS) * head.hidden - slot.len;
+                self.0.device.fill(scratch.at(slot.len), 0, padding)?;
+                self.round(head.values, *slot, scratch).map(|()| scratch)
+            }
         }
     }
 }

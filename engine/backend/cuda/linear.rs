@@ -2,13 +2,19 @@
 //!
 //! Invariant: the kernel of a decoding step is chosen by the kind of batch, so that a row's bits do not depend on its neighbours.
 
-use super::matrix::{Matrix, Stored};
+use super::matrix::Stored;
 use super::memory::{Act, Float};
 use super::{Batch, Cuda};
-use crate::backend::{Epilogue, Group, GroupWeight, Linear, Slot, Vector};
+use crate::backend::{Epilogue, Group, GroupWeight, Linear, Vector};
+use crate::model::nf4::BLOCK;
 use half::bf16;
 use medft_kernels::linear::{self, LowBackward, LowForward, MEMBERS, NO_LOW};
-use medft_kernels::{LaunchError, Launcher, Ptr, gemm, gemm_hopper, lora, nf4, skinny};
+use medft_kernels::lora::{self, Slots};
+use medft_kernels::{LaunchError, Launcher, Ptr, gemm, gemm_hopper, nf4, norm, skinny, weight_grad};
+
+
+/// Rows up to which a decoding step takes the kernels that read each weight once, straight from memory.
+pub const FEW: usize = 64;
 
 /// Padded ranks are multiples of it: the depth of one tensor-core instruction.
 const RANK: usize = 16;
@@ -21,8 +27,6 @@ pub fn low_columns(rank: usize) -> usize {
 /// A group as the kernels see it.
 struct Shape {
     group: linear::Group,
-    /// True rank.
-    rank: usize,
     scale: f32,
     dropout: Option<linear::Dropout>,
 }
@@ -37,31 +41,27 @@ impl Cuda {
                 low_at: [NO_LOW; MEMBERS],
                 rank: 0,
             },
-            rank: 0,
             scale: 0.0,
             dropout: None,
         };
-        let (mut at, mut streams) = (0, [0; MEMBERS]);
+        let mut at = 0;
         for (i, member) in group.members.iter().enumerate() {
             shape.group.outputs[i] = member.outputs;
             let Some(lora) = &member.lora else { continue };
-            shape.rank = lora.rank;
             shape.group.rank = low_columns(lora.rank);
             shape.scale = lora.scale;
             shape.group.low_at[i] = at;
             at += shape.group.rank as u32;
             if let Some(dropout) = &lora.dropout {
-                streams[i] = dropout.stream;
-                shape.dropout = Some(linear::Dropout {
+                let state = self.step_state(dropout, batch.packed.first_token)?;
+                let masks = shape.dropout.get_or_insert(linear::Dropout {
                     threshold: (f64::from(dropout.p) * 65536.0).round() as u32,
                     keep_scale: 1.0 / (1.0 - dropout.p),
-                    state: self.step_state(dropout, batch.packed.first_token)?,
-                    streams,
+                    state,
+                    streams: [0; MEMBERS],
                 });
+                masks.streams[i] = dropout.stream;
             }
-        }
-        if let Some(dropout) = &mut shape.dropout {
-            dropout.streams = streams;
         }
         Ok(shape)
     }
@@ -81,15 +81,15 @@ impl Cuda {
         let shape = self.shape(group, batch, rows)?;
         let g = shape.group;
         let (k, n) = (g.inputs, g.columns());
-        let few = batch.decoding && rows <= skinny::MAX_ROWS;
+        let few = batch.decoding && rows <= FEW;
         let stored = stored(group);
         let direct = few
-            && match &stored {
+            && match stored {
                 Some(Stored::Bf16(_)) => true,
-                Some(Stored::Nf4(_)) => k % 64 == 0,
+                Some(Stored::Nf4(_)) => k.is_multiple_of(BLOCK),
                 None => false,
             };
-        let wide = match &stored {
+        let wide = match stored {
             Some(Stored::Bf16(_)) => 0,
             _ if direct => 0,
             _ => 2 * n * k,
@@ -99,7 +99,7 @@ impl Cuda {
         let (a, b) = (a.cast::<bf16>(), b.cast::<bf16>());
         let adapted = g.rank > 0;
         if adapted {
-            self.pack(group, &shape, values, a, b)?;
+            lora::pack(d, &g, slots(group, values), a, b)?;
             if few {
                 skinny::down(d, &g, x.ptr(), a, shape.scale, low.ptr())?;
             } else {
@@ -126,7 +126,7 @@ impl Cuda {
             y: y.ptr(),
         };
         match (stored, direct) {
-            (Some(Stored::Nf4(weights)), true) => return skinny::forward_nf4(d, &forward, &weights),
+            (Some(Stored::Nf4(weights)), true) => return skinny::forward_nf4(d, &forward, weights),
             (Some(Stored::Bf16(weight)), true) => {
                 forward.weight = weight;
                 return skinny::forward_bf16(d, &forward);
@@ -160,46 +160,34 @@ impl Cuda {
             Some(Stored::Bf16(_)) => 0,
             _ => 2 * n * k,
         };
-        let partials = if g.rank > 0 { lora::grads_scratch_len(d.gpu(), &g) } else { 0 };
-        let own = match &group.weight {
-            GroupWeight::Trained(_) => group
-                .members
-                .iter()
-                .map(|m| gemm::weight_grad_scratch_len(d.gpu(), rows, m.outputs, k))
-                .max()
-                .unwrap_or(0),
-            GroupWeight::Frozen(_) => 0,
-        };
+        let partials = if g.rank > 0 { lora::scratch_len(&g) } else { 0 };
+        let own = group.members.iter().map(|m| {
+            let weight = match &group.weight {
+                GroupWeight::Trained(_) => weight_grad::scratch_len(gradient(rows, m.outputs, k)),
+                GroupWeight::Frozen(_) => 0,
+            };
+            weight.max(norm::column_sum_scratch(rows, m.outputs))
+        });
+        let partials = own.fold(partials, usize::max);
         let mut scratch = self.scratch();
         let [a, b, up, partials, weight] = scratch.take(
             d,
-            [2 * g.low() * k, 2 * n * g.rank, 2 * rows * g.low(), 4 * partials.max(own), wide],
+            [2 * g.low() * k, 2 * n * g.rank, 2 * rows * g.low(), 4 * partials, wide],
         )?;
         let (a, b, up, partials) = (a.cast::<bf16>(), b.cast::<bf16>(), up.cast::<bf16>(), partials.cast::<f32>());
         if g.rank > 0 {
-            self.pack(group, &shape, values, a, b)?;
+            lora::pack(d, &g, slots(group, values), a, b)?;
             lora::up_backward(d, &g, dy.ptr(), b, shape.scale, up)?;
-            let to = |slot: fn(&crate::backend::LoraSlots) -> Slot| {
-                let mut to = [Ptr::NULL; MEMBERS];
-                for (to, member) in to.iter_mut().zip(&group.members) {
-                    if let Some(lora) = &member.lora {
-                        *to = grads.ptr().at(slot(lora).offset);
-                    }
-                }
-                to
-            };
             lora::grads(
                 d,
+                &g,
                 &lora::Grads {
-                    group: g,
-                    true_rank: shape.rank,
                     x: x.ptr(),
                     dy: dy.ptr(),
                     low: low.ptr(),
                     g: up,
                     dropout: shape.dropout,
-                    da: to(|l| l.a),
-                    db: to(|l| l.b),
+                    members: slots(group, grads),
                     scratch: partials,
                 },
             )?;
@@ -209,10 +197,12 @@ impl Cuda {
             let dy = dy.ptr().at(column);
             if let GroupWeight::Trained(slots) = &group.weight {
                 let to = grads.ptr().at(slots[i].offset);
-                gemm::weight_grad(d, rows, member.outputs, k, dy, n, x.ptr(), k, to, partials)?;
+                let shape = gradient(rows, member.outputs, k);
+                weight_grad::weight_grad(d, shape, dy, n, x.ptr(), k, to, partials)?;
             }
             if let Some(Vector::Trained(slot)) = &member.bias {
-                gemm::bias_grad(d, rows, member.outputs, dy, n, grads.ptr().at(slot.offset))?;
+                let to = grads.ptr().at(slot.offset);
+                norm::column_sum(d, rows, member.outputs, n, dy, to, partials)?;
             }
             column += member.outputs;
         }
@@ -231,46 +221,16 @@ impl Cuda {
         }
     }
 
-    /// Rounds a group's adapters to bf16, stacked and padded.
-    fn pack(
-        &self,
-        group: &Group<Cuda>,
-        shape: &Shape,
-        values: &Float,
-        a: Ptr<bf16>,
-        b: Ptr<bf16>,
-    ) -> Result<(), LaunchError> {
-        let (mut from_a, mut from_b) = ([Ptr::NULL; MEMBERS], [Ptr::NULL; MEMBERS]);
-        for (i, member) in group.members.iter().enumerate() {
-            if let Some(lora) = &member.lora {
-                from_a[i] = values.ptr().at(lora.a.offset);
-                from_b[i] = values.ptr().at(lora.b.offset);
-            }
-        }
-        lora::pack(&self.0.device, &shape.group, shape.rank, from_a, from_b, a, b)
-    }
-
     /// A group's weights in bf16: where they lie, or made in `scratch`.
     fn wide(&self, group: &Group<Cuda>, values: &Float, scratch: Ptr<bf16>) -> Result<Ptr<bf16>, LaunchError> {
         match &group.weight {
-            GroupWeight::Frozen(matrix) => self.matrix_in_bf16(matrix, scratch),
+            GroupWeight::Frozen(matrix) => matrix.in_bf16(&self.0.device, scratch),
             GroupWeight::Trained(slots) => {
                 let mut at = 0;
                 for slot in slots {
                     self.round(values, *slot, scratch.at(at))?;
                     at += slot.len;
                 }
-                Ok(scratch)
-            }
-        }
-    }
-
-    /// A frozen matrix in bf16: where it lies, or dequantised into `scratch`.
-    pub(super) fn matrix_in_bf16(&self, matrix: &Matrix, scratch: Ptr<bf16>) -> Result<Ptr<bf16>, LaunchError> {
-        match matrix.stored() {
-            Stored::Bf16(weight) => Ok(weight),
-            Stored::Nf4(weights) => {
-                nf4::dequantize(&self.0.device, &weights, matrix.len(), scratch)?;
                 Ok(scratch)
             }
         }
@@ -294,8 +254,30 @@ impl Cuda {
     }
 }
 
+/// Where a group's adapters stand in a flat buffer of values or gradients.
+fn slots(group: &Group<Cuda>, flat: &Float) -> [Option<Slots>; MEMBERS] {
+    let mut slots = [None; MEMBERS];
+    for (slot, member) in slots.iter_mut().zip(&group.members) {
+        *slot = member.lora.as_ref().map(|lora| Slots {
+            a: flat.ptr().at(lora.a.offset),
+            b: flat.ptr().at(lora.b.offset),
+            rank: lora.rank,
+        });
+    }
+    slots
+}
+
+/// The shape of a weight's gradient.
+pub fn gradient(rows: usize, outputs: usize, inputs: usize) -> weight_grad::Shape {
+    weight_grad::Shape {
+        rows,
+        m: outputs,
+        n: inputs,
+    }
+}
+
 /// A group's frozen weights.
-fn stored(group: &Group<Cuda>) -> Option<Stored> {
+fn stored<'a>(group: &Group<'a, Cuda>) -> Option<Stored<'a>> {
     match &group.weight {
         GroupWeight::Frozen(matrix) => Some(matrix.stored()),
         GroupWeight::Trained(_) => None,

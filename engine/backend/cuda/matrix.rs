@@ -4,16 +4,19 @@
 
 use crate::backend::BackendError;
 use crate::model::checkpoint::{Dtype, Tensor};
-use crate::model::nf4::{Absmax, BLOCK};
+use crate::model::nf4::{BLOCK, NESTED_BLOCK, mean_scale};
 use half::{bf16, f16};
 use medft_dsl::plan::Precision;
 use medft_kernels::device::{Buffer, Device};
-use medft_kernels::nf4::{self, Weights};
+use medft_kernels::nf4::{self, Source, Weights};
 use medft_kernels::{LaunchError, Ptr};
 use std::sync::Arc;
 
 /// Values that are converted and copied at a time; whole NF4 blocks.
 const CHUNK: usize = 4 << 20;
+
+/// Rows of a bf16 matrix are filled up with zeros to a multiple of it: products want columns in whole 16-byte vectors.
+pub const ROWS: usize = 8;
 
 /// Weights `[rows, cols]`, of one tensor or several stacked by rows.
 pub struct Matrix {
@@ -24,21 +27,54 @@ pub struct Matrix {
 
 enum Store {
     Bf16(Buffer<bf16>),
+    /// Each tensor by itself: blocks, and the mean of the scales under double quantisation, are a tensor's own.
     Nf4 {
-        /// Two codes a byte, tensor after tensor.
-        packed: Buffer<u8>,
-        /// Scale of each block of 64, f32: what dequantisation multiplies by, also after double quantisation.
-        absmax: Buffer<f32>,
+        parts: Vec<Part>,
+        weights: Vec<Weights>,
     },
+}
+
+/// A quantised tensor.
+struct Part {
+    len: usize,
+    /// Two codes a byte.
+    packed: Buffer<u8>,
+    scales: Scales,
+}
+
+/// Of a tensor's blocks of 64.
+enum Scales {
+    Single(Buffer<f32>),
+    Double {
+        codes: Buffer<u8>,
+        absmax: Buffer<f32>,
+        offset: f32,
+    },
+}
+
+impl Part {
+    fn weights(&self) -> Weights {
+        Weights {
+            packed: self.packed.ptr(),
+            absmax: match &self.scales {
+                Scales::Single(absmax) => nf4::Absmax::Plain(absmax.ptr()),
+                Scales::Double { codes, absmax, offset } => nf4::Absmax::Double {
+                    codes: codes.ptr(),
+                    absmax2: absmax.ptr(),
+                    offset: *offset,
+                },
+            },
+        }
+    }
 }
 
 /// Weights where the products can read them.
 #[derive(Clone, Copy)]
-pub enum Stored {
-    /// `[rows, cols]`.
+pub enum Stored<'a> {
+    /// `[rows, cols]`, and zeros up to a multiple of [`ROWS`] rows.
     Bf16(Ptr<bf16>),
-    /// Quantised; blocks of 64 run along the rows.
-    Nf4(Weights),
+    /// One a tensor.
+    Nf4(&'a [Weights]),
 }
 
 /// Why a tensor could not be loaded: its numbers, or the GPU.
@@ -81,24 +117,17 @@ impl Matrix {
             (rows, cols) = (rows + r, *c);
             tensor.check_finite()?;
         }
-        let len = rows * cols;
         let store = if precision == Precision::Nf4 {
-            let (packed, absmax) = (device.alloc(len.div_ceil(2))?, device.alloc(len.div_ceil(BLOCK))?);
-            let mut at = 0;
-            for tensor in tensors {
-                let count: usize = tensor.shape().iter().product();
-                if at % BLOCK != 0 {
-                    let problem = format!(
-                        "cannot be quantised beside its neighbours: {count} values are not whole blocks of {BLOCK}; set `precision = bf16`"
-                    );
-                    return Err(tensor.error(problem).into());
-                }
-                quantize(device, tensor, packed.ptr().at(at / 2), absmax.ptr().at(at / BLOCK), double_quant)?;
-                at += count;
-            }
-            Store::Nf4 { packed, absmax }
+            let parts: Vec<Part> = tensors
+                .iter()
+                .map(|tensor| quantize(device, tensor, double_quant))
+                .collect::<Result<_, _>>()?;
+            let weights = parts.iter().map(Part::weights).collect();
+            Store::Nf4 { parts, weights }
         } else {
-            let to = device.alloc::<bf16>(len)?;
+            let padded = rows.next_multiple_of(ROWS);
+            let to = device.alloc::<bf16>(padded * cols)?;
+            device.fill(to.ptr().at(rows * cols), 0, (padded - rows) * cols)?;
             let mut at = 0;
             for tensor in tensors {
                 at += upload(device, tensor, to.ptr().at(at))?;
@@ -108,33 +137,38 @@ impl Matrix {
         Ok(Matrix { rows, cols, store })
     }
 
-    /// Values.
-    pub fn len(&self) -> usize {
-        self.rows * self.cols
-    }
-
     /// As they lie.
-    pub fn stored(&self) -> Stored {
+    pub fn stored(&self) -> Stored<'_> {
         match &self.store {
             Store::Bf16(values) => Stored::Bf16(values.ptr()),
-            Store::Nf4 { packed, absmax } => Stored::Nf4(Weights {
-                packed: packed.ptr(),
-                absmax: nf4::Absmax::Plain(absmax.ptr()),
-            }),
+            Store::Nf4 { weights, .. } => Stored::Nf4(weights),
+        }
+    }
+
+    /// In bf16: where they lie, or dequantised into `scratch`, `[rows, cols]`.
+    pub fn in_bf16(&self, device: &Device, scratch: Ptr<bf16>) -> Result<Ptr<bf16>, LaunchError> {
+        match &self.store {
+            Store::Bf16(values) => Ok(values.ptr()),
+            Store::Nf4 { parts, weights } => {
+                let mut at = 0;
+                for (part, weights) in parts.iter().zip(weights) {
+                    nf4::dequantize(device, weights, part.len, scratch.at(at))?;
+                    at += part.len;
+                }
+                Ok(scratch)
+            }
         }
     }
 
     /// All values as the products see them: rounded to bf16.
     pub fn values(&self, device: &Device) -> Result<Vec<f32>, LaunchError> {
-        let values = match &self.store {
-            Store::Bf16(values) => values.download()?,
-            Store::Nf4 { .. } => {
-                let Stored::Nf4(weights) = self.stored() else { return Ok(Vec::new()) };
-                let values = device.alloc(self.len())?;
-                nf4::dequantize(device, &weights, self.len(), values.ptr())?;
-                values.download()?
-            }
-        };
+        let len = self.rows * self.cols;
+        let scratch = device.alloc::<bf16>(match self.store {
+            Store::Bf16(_) => 0,
+            Store::Nf4 { .. } => len,
+        })?;
+        let mut values = vec![bf16::ZERO; len];
+        device.read(self.in_bf16(device, scratch.ptr())?, &mut values)?;
         Ok(values.into_iter().map(bf16::to_f32).collect())
     }
 }
@@ -156,31 +190,29 @@ fn upload(device: &Device, tensor: &Tensor, to: Ptr<bf16>) -> Result<usize, Load
 }
 
 /// Quantises a tensor on the GPU, chunk by chunk.
-fn quantize(
-    device: &Device,
-    tensor: &Tensor,
-    packed: Ptr<u8>,
-    absmax: Ptr<f32>,
-    double_quant: bool,
-) -> Result<(), LoadError> {
-    let count: usize = tensor.shape().iter().product();
-    let chunk = device.alloc::<f32>(CHUNK.min(count))?;
+fn quantize(device: &Device, tensor: &Tensor, double_quant: bool) -> Result<Part, LoadError> {
+    let len: usize = tensor.shape().iter().product();
+    let blocks = len.div_ceil(BLOCK);
+    let (packed, scales) = (device.alloc(len.div_ceil(2))?, device.alloc(blocks)?);
+    let chunk = device.alloc::<f32>(CHUNK.min(len))?;
     let mut at = 0;
     in_chunks(tensor, |values| {
         device.write(chunk.ptr(), values)?;
-        nf4::quantize_f32(device, chunk.ptr(), values.len(), packed.at(at / 2), absmax.at(at / BLOCK))?;
+        let (packed, scales) = (packed.ptr().at(at / 2), scales.ptr().at(at / BLOCK));
+        nf4::quantize(device, Source::F32(chunk.ptr()), values.len(), packed, scales)?;
         at += values.len();
         Ok(())
     })?;
-    if double_quant {
-        // The mean of all scales has to be summed in PyTorch's order: the scales (1/64 of the values) pass through the host.
-        let mut scales = vec![0.0f32; count.div_ceil(BLOCK)];
-        device.read(absmax, &mut scales)?;
-        let double = Absmax::double(&scales);
-        let scales: Vec<f32> = (0..scales.len()).map(|block| double.of_block(block)).collect();
-        device.write(absmax, &scales)?;
+    if !double_quant {
+        let scales = Scales::Single(scales);
+        return Ok(Part { len, packed, scales });
     }
-    Ok(())
+    // Only the mean passes through the host: it has to be summed in PyTorch's order.
+    let offset = mean_scale(&scales.download()?);
+    let (codes, nested) = (device.alloc(blocks)?, device.alloc(blocks.div_ceil(NESTED_BLOCK))?);
+    nf4::double_quantize(device, scales.ptr(), blocks, offset, codes.ptr(), nested.ptr())?;
+    let scales = Scales::Double { codes, absmax: nested, offset };
+    Ok(Part { len, packed, scales })
 }
 
 /// Gives a tensor's values in f32, [`CHUNK`] at a time.

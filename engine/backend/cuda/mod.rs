@@ -3,24 +3,23 @@
 //! Ops enqueue kernels on one stream and return; the first error of any of them is kept and told by the next op that waits.
 //! Invariant: nothing here waits for the GPU except `finish`, `read`, `sample` and loading.
 
+mod attention;
 mod batch;
 mod head;
 mod linear;
 mod matrix;
 mod memory;
+mod ops;
 mod rope;
 
 use super::*;
+pub use attention::Cache;
 pub use batch::Batch;
 use matrix::{LoadError, Matrix, Stored};
-use medft_kernels::attention as flash;
-use medft_kernels::decode;
 pub use medft_kernels::device::{Device, NoDevice};
 use medft_kernels::device::Buffer;
 use medft_kernels::linear::StepState;
-use medft_kernels::{
-    LaunchError, Launcher, Ptr, attention_hopper, elementwise, embed, norm, optimizer, sample,
-};
+use medft_kernels::{LaunchError, Launcher, Ptr, elementwise};
 use memory::{Act, Arena, Float, Scratch};
 use rope::RopeTable;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -44,13 +43,6 @@ struct State {
     device: Buffer<StepState>,
 }
 
-/// Keys and values of all layers, `[layer, slot, key head, capacity, dim]` each.
-pub struct Cache {
-    keys: Buffer<half::bf16>,
-    values: Buffer<half::bf16>,
-    shape: decode::CacheShape,
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -60,8 +52,8 @@ impl Cuda {
     ///
     /// # Errors
     /// No driver, no GPU, or one that is too old.
-    pub fn open(ordinal: i32) -> Result<Self, NoDevice> {
-        let device = Device::open(ordinal)?;
+    pub fn open() -> Result<Self, NoDevice> {
+        let device = Device::open(0)?;
         let state = State {
             written: None,
             device: device.alloc(1)?,
@@ -115,7 +107,7 @@ impl Cuda {
 
     /// Rounds trained values to bf16.
     fn round(&self, values: &Float, slot: Slot, to: Ptr<half::bf16>) -> Result<(), LaunchError> {
-        elementwise::to_bf16(&self.0.device, values.ptr().at(slot.offset), to, slot.len)
+        elementwise::to_bf16(&self.0.device, slot.len, values.ptr().at(slot.offset), to)
     }
 
     /// Keeps the first error of an op.

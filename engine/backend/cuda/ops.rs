@@ -2,6 +2,9 @@
 
 use super::head::Head;
 use super::*;
+use medft_kernels::embed::{self, Table};
+use medft_kernels::norm::{self, GainGradient};
+use medft_kernels::{elementwise, optimizer, sample};
 use medft_dsl::plan::Precision;
 
 impl Backend for Cuda {
@@ -112,10 +115,11 @@ impl Backend for Cuda {
         let (n, x) = (batch.packed.tokens(), x.ptr());
         self.attempt(|| match table {
             Weight::Trained(slot) => {
-                embed::forward_f32(d, batch.ids, values.ptr().at(slot.offset), n, hidden, x)
+                let table = Table::F32(values.ptr().at(slot.offset));
+                embed::forward(d, n, hidden, batch.ids, table, x)
             }
             Weight::Frozen(matrix) => match matrix.stored() {
-                Stored::Bf16(table) => embed::forward(d, batch.ids, table, n, hidden, x),
+                Stored::Bf16(table) => embed::forward(d, n, hidden, batch.ids, Table::Bf16(table), x),
                 Stored::Nf4(_) => Err(LaunchError::Unsupported("an embedding table in NF4".into())),
             },
         });
@@ -124,16 +128,8 @@ impl Backend for Cuda {
     fn embed_backward(&self, table: Slot, grads: &mut Float, batch: &Batch, hidden: usize, dx: &Act) {
         let to = grads.ptr().at(table.offset);
         self.attempt(|| {
-            embed::backward(
-                &self.0.device,
-                batch.ids,
-                batch.by_id,
-                batch.runs,
-                batch.run_count,
-                hidden,
-                dx.ptr(),
-                to,
-            )
+            let (order, starts, runs) = (batch.by_id, batch.runs, batch.run_count);
+            embed::backward(&self.0.device, runs, hidden, batch.ids, order, starts, dx.ptr(), to)
         });
     }
 
@@ -149,7 +145,7 @@ impl Backend for Cuda {
         rstd: &mut Float,
     ) {
         let gain = self.vector(gain, values);
-        self.attempt(|| norm::forward(&self.0.device, x.ptr(), gain, eps, rows, hidden, y.ptr(), rstd.ptr()));
+        self.attempt(|| norm::forward(&self.0.device, rows, hidden, eps, x.ptr(), gain, y.ptr(), rstd.ptr()));
     }
 
     fn rmsnorm_backward(
@@ -165,25 +161,20 @@ impl Backend for Cuda {
         dx: &mut Act,
     ) {
         let d = &self.0.device;
+        let weights = self.vector(gain, values);
         self.attempt(|| {
-            let dgain = match gain {
-                Vector::Trained(slot) => Some(grads.ptr().at(slot.offset)),
-                Vector::Frozen(_) => None,
-            };
             let mut scratch = self.scratch();
-            let [partials] = scratch.take(d, [4 * norm::backward_scratch_len(rows, hidden)])?;
-            norm::backward(
-                d,
-                x.ptr(),
-                rstd.ptr(),
-                self.vector(gain, values),
-                dy.ptr(),
-                rows,
-                hidden,
-                dx.ptr(),
-                dgain,
-                partials.cast(),
-            )
+            let trained = match gain {
+                Vector::Frozen(_) => None,
+                Vector::Trained(slot) => {
+                    let [partials] = scratch.take(d, [4 * norm::column_sum_scratch(rows, hidden)])?;
+                    Some(GainGradient {
+                        dgain: grads.ptr().at(slot.offset),
+                        scratch: partials.cast(),
+                    })
+                }
+            };
+            norm::backward(d, rows, hidden, x.ptr(), rstd.ptr(), weights, dy.ptr(), dx.ptr(), trained)
         });
     }
 
@@ -246,12 +237,12 @@ impl Backend for Cuda {
     }
 
     fn swiglu(&self, rows: usize, inner: usize, gate_up: &Act, h: &mut Act) {
-        self.attempt(|| elementwise::swiglu(&self.0.device, gate_up.ptr(), rows, inner, h.ptr()));
+        self.attempt(|| elementwise::swiglu(&self.0.device, rows, inner, gate_up.ptr(), h.ptr()));
     }
 
     fn swiglu_backward(&self, rows: usize, inner: usize, gate_up: &Act, dh: &Act, dgate_up: &mut Act) {
         let (gate_up, dh, to) = (gate_up.ptr(), dh.ptr(), dgate_up.ptr());
-        self.attempt(|| elementwise::swiglu_backward(&self.0.device, gate_up, dh, rows, inner, to, None));
+        self.attempt(|| elementwise::swiglu_backward(&self.0.device, rows, inner, gate_up, dh, to, None));
     }
 
     fn clear(&self, rows: usize, hidden: usize, x: &mut Act) {
@@ -259,7 +250,7 @@ impl Backend for Cuda {
     }
 
     fn add(&self, rows: usize, hidden: usize, dy: &Act, dx: &mut Act) {
-        self.attempt(|| elementwise::add(&self.0.device, dy.ptr(), rows * hidden, dx.ptr()));
+        self.attempt(|| elementwise::add(&self.0.device, rows * hidden, dy.ptr(), dx.ptr()));
     }
 
     fn head_loss(
@@ -313,8 +304,8 @@ impl Backend for Cuda {
         let d = &self.0.device;
         self.attempt(|| {
             let mut scratch = self.scratch();
-            let [partials] = scratch.take(d, [8 * optimizer::norm_scratch_len(x.len())])?;
-            optimizer::norm(d, x.ptr(), x.len(), out.ptr(), partials.cast())
+            let [partials] = scratch.take(d, [8 * optimizer::NORM_SCRATCH])?;
+            optimizer::norm(d, x.len(), x.ptr(), out.ptr(), partials.cast())
         });
     }
 
@@ -331,7 +322,7 @@ impl Backend for Cuda {
         first: &mut Float,
         second: &mut Float,
     ) {
-        let settings = optimizer::AdamW {
+        let settings = optimizer::AdamWStep {
             lr: step.lr,
             weight_decay: step.weight_decay,
             beta1: step.beta1,
@@ -340,9 +331,15 @@ impl Backend for Cuda {
             step: step.step,
             max_norm: step.max_norm,
         };
-        let n = values.len();
-        let (grads, norm, values) = (grads.ptr(), norm.ptr(), values.ptr());
-        let (first, second) = (first.ptr(), second.ptr());
-        self.attempt(|| optimizer::adamw(&self.0.device, &settings, grads, norm, n, values, first, second));
+        let buffers = optimizer::AdamWBuffers {
+            len: values.len(),
+            grads: grads.ptr(),
+            values: values.ptr(),
+            first: first.ptr(),
+            second: second.ptr(),
+            shadow: Ptr::NULL,
+            norm: norm.ptr(),
+        };
+        self.attempt(|| optimizer::adamw(&self.0.device, &settings, &buffers));
     }
 }
