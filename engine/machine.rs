@@ -86,10 +86,14 @@ impl Machine {
             })
         };
         let gpu = match (&self.gpu_driver, self.gpus.is_empty()) {
-            (Some(driver), false) => format!(
-                "{} (driver {driver}); this build computes on the CPU only",
-                self.gpus.join(", ")
-            ),
+            (Some(driver), false) => {
+                let without = if cfg!(feature = "cuda") {
+                    ""
+                } else {
+                    "; this build has no CUDA kernels: build with `--features cuda` to use it"
+                };
+                format!("{} (driver {driver}){without}", self.gpus.join(", "))
+            }
             (Some(driver), true) => {
                 format!("driver {driver}, but no GPU was found; is it visible to this process?")
             }

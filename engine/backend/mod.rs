@@ -593,3 +593,24 @@ pub struct HeadBackward<'a, B: Backend> {
     /// Gradients of the trained values.
     pub grads: &'a mut B::Float,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_little_memory_is_a_sentence_with_two_remedies_and_not_the_users_input() {
+        let error = BackendError::OutOfMemory {
+            device: "GPU 0".into(),
+            what: "a training pass",
+            needed: (27.4 * 1024f64.powi(3)) as u64,
+            free: (22.1 * 1024f64.powi(3)) as u64,
+            remedies: "set `micro_batch = auto` or `precision = nf4`".into(),
+        };
+        assert_eq!(
+            error.to_string(),
+            "a training pass needs 27.4 GiB on GPU 0 and 22.1 GiB are free; set `micro_batch = auto` or `precision = nf4`"
+        );
+        assert!(!error.is_input());
+    }
+}

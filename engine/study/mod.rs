@@ -180,3 +180,40 @@ impl StudyError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::BackendError;
+    use crate::model::checkpoint::CheckpointError;
+
+    /// A device that fails is exit code 1 wherever it was noticed, and its words reach the user.
+    #[test]
+    fn a_failing_device_is_not_the_users_input() {
+        let device = || BackendError::Device {
+            doing: "waiting for GPU 0".into(),
+            message: "an illegal memory access".into(),
+        };
+        let name = || "small".to_string();
+        for error in [
+            StudyError::Model {
+                name: name(),
+                source: ModelError::Checkpoint(CheckpointError::Values(device())),
+            },
+            StudyError::Adapter(AdapterError::Backend(device())),
+            StudyError::Train(TrainError::Backend(device())),
+            StudyError::Train(TrainError::Adapter(AdapterError::Backend(device()))),
+            StudyError::Generate {
+                block: name(),
+                source: GenerateError::Backend(device()),
+            },
+        ] {
+            let said = error.to_string();
+            assert!(
+                said.ends_with("waiting for GPU 0: an illegal memory access"),
+                "{said}"
+            );
+            assert!(!error.is_input(), "{said}");
+        }
+    }
+}

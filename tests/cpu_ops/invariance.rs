@@ -5,13 +5,13 @@
 use crate::draw::Draw;
 use crate::near::{Near, U, roundings, same_bits};
 use crate::tiny_model::{Model, adapters, batch, models};
-use medft_dsl::plan::Decode;
+use medft_dsl::plan::{Decode, Linear};
 use medft_engine::backend::cpu::Cpu;
 use medft_engine::backend::{Backend, Packed, Target};
 use medft_engine::generate::engine::{Answer, Generator, Request};
 use medft_engine::model::decoder::Decoder;
 use medft_engine::model::pass::Workspace;
-use medft_engine::model::trained::{DropoutStep, Trained};
+use medft_engine::model::trained::{DropoutStep, Trained, Tuning};
 use std::collections::BTreeSet;
 
 /// Lengths around the blocks of attention and of products.
@@ -376,5 +376,30 @@ fn an_answer_does_not_depend_on_its_batch() {
                 assert_eq!(answers(size), alone, "{name}: batches of {size}");
             }
         }
+    });
+}
+
+/// Each activation buffer once: an adapter adds its low-rank products, training one set of what is kept for every layer.
+#[test]
+fn the_need_of_a_pass_is_counted() {
+    for_each_model(|name, decoder| {
+        let config = &decoder.config;
+        let trained = adapters(decoder, 1);
+        let need = |tuning, tokens, training| {
+            let need = Workspace::need(&Cpu, config, tuning, tokens, training);
+            Cpu.arena_bytes(&need)
+        };
+        let adapted = need(Some(trained.tuning()), 10, true);
+        let full = need(Some(&Tuning::Full), 10, true);
+        let low = 4 * 10 * config.layers * 5 * Linear::ALL.len();
+        assert_eq!(adapted - full, low as u64, "{name}");
+        assert_eq!(need(None, 20, true), 2 * full, "{name}");
+
+        let heads = &config.heads;
+        let layer = heads.qkv() + heads.queries * (heads.dim + 1) + 2 + 2 * config.inner;
+        let kept = (config.layers - 1) * (layer + 2 * config.hidden);
+        let gradients = 2 * config.hidden + heads.qkv() + heads.queries * heads.dim;
+        let more = kept + gradients + 3 * config.inner;
+        assert_eq!(full - need(None, 10, false), 4 * 10 * more as u64, "{name}");
     });
 }

@@ -174,7 +174,9 @@ fn flags_that_contradict_each_other_are_refused() {
     let cuda = [
         "score", "--model", &model, "--ids", &ids, "--device", "cuda",
     ];
-    refused(&cuda, &["--device cuda", "--device cpu"]);
+    if cfg!(not(feature = "cuda")) {
+        refused(&cuda, &["--device cuda", "--features cuda", "--device cpu"]);
+    }
     let generate = ["generate", "--model", &model, "--ids", &ids];
     for args in [
         vec!["score", "--model", &model, "--ids", &ids, "--text", &note],
