@@ -30,3 +30,11 @@ __device__ __forceinline__ Philox dropout_uniforms(const StepState& s, uint32_t 
     const uint32_t k1 = (uint32_t)(s.seed >> 32) ^ (uint32_t)(s.step >> 32) ^ ((stream << 16) | (stream >> 16));
     return philox4x32((uint32_t)token, (uint32_t)(token >> 32) ^ (uint32_t)s.step, 4 * block32 + q, stream, k0, k1);
 }
+
+// Sixteen-bit uniforms against the threshold: half 0 is the low half of the word.
+__device__ __forceinline__ bool keeps_low(uint32_t word, uint32_t threshold) { return (word & 0xffffu) >= threshold; }
+__device__ __forceinline__ bool keeps_high(uint32_t word, uint32_t threshold) { return (word >> 16) >= threshold; }
+// The same as a bit mask over a packed pair of bf16.
+__device__ __forceinline__ uint32_t keep_bits(uint32_t word, uint32_t threshold) {
+    return (keeps_low(word, threshold) ? 0xffffu : 0u) | (keeps_high(word, threshold) ? 0xffff0000u : 0u);
+}

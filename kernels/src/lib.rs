@@ -8,8 +8,11 @@ pub mod attention;
 pub mod decode;
 #[cfg(feature = "cuda")]
 pub mod device;
+pub mod gemm;
 pub mod launch;
 pub mod linear;
+pub mod lora;
+pub mod weight_grad;
 
 /// Machine code of each kernel family, from `build.rs`.
 #[cfg(feature = "cuda")]

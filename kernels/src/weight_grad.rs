@@ -1,0 +1,211 @@
+//! Gradients of fully trained linear layers (`weight_grad.cu`, sm_80 and up), in f32.
+//!
+//! Holds geometry and ops. Long sums over tokens are split into parts when the gradient has few tiles; the number of parts follows from the
+//! shapes alone, and the parts are added in order. Invariant: columns and strides are multiples of 8.
+
+use crate::launch::{Geometry, Kernel, LaunchError, Launcher, Ptr};
+use crate::lora::{SumItem, sum};
+use bytemuck::{Pod, Zeroable};
+use half::bf16;
+
+/// Side of the output tile; as in `weight_grad.cu`, like the following.
+const SIDE: usize = 128;
+const DEPTH: usize = 32;
+const THREADS: u32 = 128;
+const SHARED: u32 = 64 << 10;
+const SUM_COLUMNS: usize = 256;
+const SUM_THREADS: u32 = 256;
+/// Rows that one block of the bias gradient adds up.
+const SUM_ROWS: usize = 256;
+/// Blocks that fill a large GPU at two an SM.
+const FILL: usize = 264;
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct WeightGrad {
+    a: Ptr<bf16>,
+    b: Ptr<bf16>,
+    out: Ptr<f32>,
+    split_stride: u64,
+    rows: u32,
+    m: u32,
+    n: u32,
+    lda: u32,
+    ldb: u32,
+    tiles_m: u32,
+    splits: u32,
+    rows_per_split: u32,
+}
+const _: () = assert!(size_of::<WeightGrad>() == 64);
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct ColumnSums {
+    dy: Ptr<bf16>,
+    partial: Ptr<f32>,
+    rows: u32,
+    columns: u32,
+    rows_per_split: u32,
+    reserved: u32,
+}
+const _: () = assert!(size_of::<ColumnSums>() == 32);
+
+/// Shape of a weight's gradient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Rows of the batch, T.
+    pub rows: usize,
+    /// Rows of the gradient: columns of dy.
+    pub m: usize,
+    /// Columns of the gradient: columns of x.
+    pub n: usize,
+}
+
+const fn kernel(name: &'static str) -> Kernel {
+    Kernel {
+        family: "weight_grad",
+        name,
+    }
+}
+
+/// Parts of the sum over tokens: enough to fill a large GPU, at least 512 tokens each, at most 16.
+fn splits(shape: Shape) -> usize {
+    let tiles = shape.m.div_ceil(SIDE) * shape.n.div_ceil(SIDE);
+    let most = shape.rows.div_ceil(512).clamp(1, 16);
+    (FILL / tiles.max(1)).clamp(1, most)
+}
+
+/// f32 elements of scratch that [`weight_grad`] needs; often 0.
+pub fn scratch_len(shape: Shape) -> usize {
+    match splits(shape) {
+        1 => 0,
+        parts => parts * shape.m * shape.n,
+    }
+}
+
+/// `out += a^T b`: a `[T, m]` with rows `lda` apart, b `[T, n]` with rows `ldb` apart, out f32 `[m, n]` `+=`; scratch of [`scratch_len`] `=`.
+///
+/// # Errors
+/// m, n or strides that are no multiples of 8, or the driver's refusal.
+pub fn weight_grad(
+    l: &impl Launcher,
+    shape: Shape,
+    a: Ptr<bf16>,
+    lda: usize,
+    b: Ptr<bf16>,
+    ldb: usize,
+    out: Ptr<f32>,
+    scratch: Ptr<f32>,
+) -> Result<(), LaunchError> {
+    let Shape { rows, m, n } = shape;
+    if [m, n, lda, ldb].iter().any(|s| s % 8 != 0) {
+        return Err(LaunchError::Unsupported(format!(
+            "a weight gradient [{m}, {n}] from rows {lda} and {ldb} apart: multiples of 8 are needed"
+        )));
+    }
+    let parts = splits(shape);
+    let params = WeightGrad {
+        a,
+        b,
+        out: if parts == 1 { out } else { scratch },
+        split_stride: (m * n) as u64,
+        rows: rows as u32,
+        m: m as u32,
+        n: n as u32,
+        lda: lda as u32,
+        ldb: ldb as u32,
+        tiles_m: m.div_ceil(SIDE) as u32,
+        splits: parts as u32,
+        rows_per_split: rows.div_ceil(parts).next_multiple_of(DEPTH) as u32,
+    };
+    let geometry = Geometry {
+        grid: [(m.div_ceil(SIDE) * n.div_ceil(SIDE)) as u32, parts as u32, 1],
+        block: THREADS,
+        shared: SHARED,
+    };
+    l.launch(kernel("weight_grad_tn"), geometry, &params)?;
+    if parts == 1 {
+        return Ok(());
+    }
+    let item = SumItem {
+        partial: scratch,
+        out,
+        split_stride: (m * n) as u64,
+        splits: parts as u32,
+        rows: m as u32,
+        columns: n as u32,
+        ld: n as u32,
+        first_block: 0,
+        factor: 1.0,
+    };
+    sum(l, &[item])
+}
+
+/// f32 elements of scratch that [`bias_grad`] needs.
+pub fn bias_scratch_len(rows: usize, columns: usize) -> usize {
+    rows.div_ceil(SUM_ROWS) * columns
+}
+
+/// `out[n] += sum over rows of dy[., n]`: dy `[T, N]`, out f32 `[N]` `+=`; scratch of [`bias_scratch_len`] `=`.
+///
+/// # Errors
+/// Columns that are no multiple of 8, or the driver's refusal.
+pub fn bias_grad(
+    l: &impl Launcher,
+    rows: usize,
+    columns: usize,
+    dy: Ptr<bf16>,
+    out: Ptr<f32>,
+    scratch: Ptr<f32>,
+) -> Result<(), LaunchError> {
+    if columns % 8 != 0 {
+        return Err(LaunchError::Unsupported(format!(
+            "a bias gradient of {columns} columns: a multiple of 8 is needed"
+        )));
+    }
+    if rows == 0 {
+        return Ok(());
+    }
+    let params = ColumnSums {
+        dy,
+        partial: scratch,
+        rows: rows as u32,
+        columns: columns as u32,
+        rows_per_split: SUM_ROWS as u32,
+        reserved: 0,
+    };
+    let parts = rows.div_ceil(SUM_ROWS);
+    let geometry = Geometry {
+        grid: [columns.div_ceil(SUM_COLUMNS) as u32, parts as u32, 1],
+        block: SUM_THREADS,
+        shared: 0,
+    };
+    l.launch(kernel("column_sums"), geometry, &params)?;
+    let item = SumItem {
+        partial: scratch,
+        out,
+        split_stride: columns as u64,
+        splits: parts as u32,
+        rows: 1,
+        columns: columns as u32,
+        ld: columns as u32,
+        first_block: 0,
+        factor: 1.0,
+    };
+    sum(l, &[item])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_small_gradients_of_long_batches_are_split() {
+        let shape = |rows, m, n| Shape { rows, m, n };
+        assert_eq!(splits(shape(16384, 2560, 2048)), 1);
+        assert_eq!(splits(shape(16384, 256, 2048)), 8);
+        assert_eq!(splits(shape(600, 32, 32)), 2);
+        assert_eq!(scratch_len(shape(16384, 2560, 2048)), 0);
+        assert_eq!(scratch_len(shape(16384, 256, 2048)), 8 * 256 * 2048);
+    }
+}

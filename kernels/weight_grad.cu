@@ -1,0 +1,146 @@
+// Gradients of fully trained linear layers, sm_80 and up.
+//
+// tn: out[m, n] += a[T, m]^T b[T, n] (dW = dy^T x)      column_sums: partial[s, n] = sum of rows of dy in part s (dbias, summed by lora_sum)
+// bf16 row-major inputs with 16-byte rows; f32 out, `+=` (one part) or partial sums `=` (several parts of T, then lora_sum). Sums f32, in
+// ascending row order inside a part; no rounding to bf16 at all.
+//
+// Budget: as gemm.cu's large tile (64 KB ring, 128 accumulators, 2 blocks an SM); both operands are read by ldmatrix.trans. The output's
+// read-modify-write is 8 bytes an element, under 2 % of the time at T = 16384.
+#include "prim/tile.cuh"
+
+constexpr int SIDE = 128;      // of the output tile
+constexpr int DEPTH = 32;      // rows of a and b a step
+constexpr int STAGES = 4;
+constexpr int WARPS = 2;       // along each side
+constexpr int WARP_SIDE = SIDE / WARPS;
+constexpr int MI = WARP_SIDE / BLOCK;
+constexpr int THREADS = WARPS * WARPS * WARP;
+using Side = Operand<SIDE, DEPTH, false>;
+constexpr int STAGE = 2 * Side::BYTES;
+static_assert(STAGES * STAGE == 64 * 1024, "two blocks an SM on sm_80 and sm_90, one on 99 KB parts");
+
+struct WeightGrad {
+    const bf16* a; const bf16* b; float* out;
+    uint64_t split_stride;                       // of out, when there are several parts
+    uint32_t rows, m, n, lda, ldb, tiles_m, splits, rows_per_split;
+};
+static_assert(sizeof(WeightGrad) == 64, "as in kernels/src/weight_grad.rs");
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2) weight_grad_tn(const __grid_constant__ WeightGrad p) {
+    extern __shared__ __align__(1024) uint8_t memory[];
+    const uint32_t smem = smem_address(memory);
+    const uint32_t m0 = blockIdx.x % p.tiles_m * SIDE, n0 = blockIdx.x / p.tiles_m * SIDE;
+    const uint32_t begin = blockIdx.y * p.rows_per_split, end = min(begin + p.rows_per_split, p.rows);
+    const uint32_t steps = begin < end ? div_up(end - begin, (uint32_t)DEPTH) : 0;
+
+    constexpr int STEP = THREADS / Side::CHUNKS, LOADS = Side::LINES / STEP;
+    static_assert(STEP % 8 == 0, "one swizzle a thread");
+    const uint32_t line = threadIdx.x / Side::CHUNKS, chunk = threadIdx.x % Side::CHUNKS, to = Side::at(line, chunk);
+    const uint32_t column_a = m0 + chunk * CHUNK, column_b = n0 + chunk * CHUNK;
+    auto load = [&](uint32_t step, uint32_t stage) {
+        if (step < steps) {
+            const uint32_t tile = smem + stage * STAGE + to;
+#pragma unroll
+            for (int i = 0; i < LOADS; ++i) {
+                const uint32_t row = begin + step * DEPTH + line + i * STEP;
+                const bool a = row < end && column_a < p.m, b = row < end && column_b < p.n;
+                cp_async16(tile + i * STEP * Side::LINE_BYTES, p.a + (a ? (size_t)row * p.lda + column_a : 0), a ? CHUNK_BYTES : 0);
+                cp_async16(tile + i * STEP * Side::LINE_BYTES + Side::BYTES, p.b + (b ? (size_t)row * p.ldb + column_b : 0), b ? CHUNK_BYTES : 0);
+            }
+        }
+        cp_async_commit();
+    };
+#pragma unroll
+    for (int s = 0; s < STAGES - 1; ++s) load(s, s);
+
+    const int warp_m = warp_id() / WARPS * WARP_SIDE, warp_n = warp_id() % WARPS * WARP_SIDE;
+    const uint32_t a_lane = Side::lane_a(warp_m), b_lane = Side::lane_b(warp_n);
+    float sum[MI][2 * MI][4] = {};
+    uint32_t a[2][MI][4], b[2][MI][4];
+    auto fragments = [&](int at, uint32_t stage, int kk) {
+        const uint32_t tile = smem + stage * STAGE;
+#pragma unroll
+        for (int i = 0; i < MI; ++i) Side::fragment(a[at][i], tile, a_lane, i, kk);
+#pragma unroll
+        for (int i = 0; i < MI; ++i) Side::fragment(b[at][i], tile + Side::BYTES, b_lane, i, kk);
+    };
+    cp_async_wait<STAGES - 2>();
+    __syncthreads();
+    fragments(0, 0, 0);
+    uint32_t stage = 0, free = STAGES - 1;
+    constexpr int KK = DEPTH / BLOCK;
+    for (uint32_t step = 0; step < steps; ++step) {
+#pragma unroll
+        for (int kk = 0; kk < KK; ++kk) {
+            if (kk == KK - 1) {
+                cp_async_wait<STAGES - 2>();
+                __syncthreads();
+                free = stage;
+                stage = (stage + 1) % STAGES;
+            }
+            fragments((kk + 1) % 2, stage, (kk + 1) % KK);
+            if (kk == 0) load(step + STAGES - 1, free);
+            mma_blocks<MI, MI>(sum, a[kk % 2], b[kk % 2]);
+        }
+    }
+    cp_async_wait<0>();
+
+    float* out = p.out + blockIdx.y * p.split_stride;
+    const bool add = p.splits == 1;
+    const uint32_t g = lane_id() / 4, q = lane_id() % 4;
+#pragma unroll
+    for (int mi = 0; mi < MI; ++mi)
+#pragma unroll
+        for (int lower = 0; lower < 2; ++lower) {
+            const uint32_t row = m0 + warp_m + mi * BLOCK + g + 8 * lower;
+            if (row >= p.m) continue;
+#pragma unroll
+            for (int n = 0; n < 2 * MI; ++n) {
+                const uint32_t column = n0 + warp_n + n * 8 + 2 * q;
+                if (column >= p.n) continue;
+                float2* at = reinterpret_cast<float2*>(out + (size_t)row * p.n + column);
+                float2 v = make_float2(sum[mi][n][2 * lower], sum[mi][n][2 * lower + 1]);
+                if (add) {
+                    const float2 old = *at;
+                    v.x += old.x;
+                    v.y += old.y;
+                }
+                *at = v;
+            }
+        }
+}
+
+// ---- Column sums -----------------------------------------------------------------------------------------------------------------------
+struct ColumnSums {
+    const bf16* dy; float* partial;
+    uint32_t rows, columns, rows_per_split, reserved;
+};
+static_assert(sizeof(ColumnSums) == 32, "as in kernels/src/weight_grad.rs");
+constexpr int SUM_WARPS = 8;
+
+extern "C" __global__ void __launch_bounds__(SUM_WARPS * WARP) column_sums(const __grid_constant__ ColumnSums p) {
+    __shared__ float sums[SUM_WARPS][WARP * CHUNK];
+    const uint32_t column = (blockIdx.x * WARP + lane_id()) * CHUNK;
+    const uint32_t begin = blockIdx.y * p.rows_per_split, end = min(begin + p.rows_per_split, p.rows);
+    float sum[CHUNK] = {};
+    if (column < p.columns)
+#pragma unroll 4
+        for (uint32_t row = begin + warp_id(); row < end; row += SUM_WARPS) {
+            const Vec16 v = load16(p.dy + (size_t)row * p.columns + column);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const float2 x = unpack_bf16(v.w[i]);
+                sum[2 * i] += x.x;
+                sum[2 * i + 1] += x.y;
+            }
+        }
+#pragma unroll
+    for (int i = 0; i < CHUNK; ++i) sums[warp_id()][lane_id() * CHUNK + i] = sum[i];
+    __syncthreads();
+    const uint32_t mine = blockIdx.x * WARP * CHUNK + threadIdx.x;
+    if (mine >= p.columns) return;
+    float total = 0.f;
+#pragma unroll
+    for (int w = 0; w < SUM_WARPS; ++w) total += sums[w][threadIdx.x];
+    p.partial[(size_t)blockIdx.y * p.columns + mine] = total;
+}
