@@ -138,7 +138,7 @@ pub struct Linear<'a, B: Backend> {
 
 /// The weights of a group's members.
 pub enum GroupWeight<'a, B: Backend> {
-    /// All members' rows, stacked in their order, `[sum of outputs, inputs]`; never changes.
+    /// All members' rows, stacked in their order, `[sum of outputs, inputs]`, loaded from one tensor a member; never changes.
     Frozen(&'a B::Matrix),
     /// A range of the trained values for each member, row-major `[outputs, inputs]`.
     Trained(Vec<Slot>),
@@ -352,7 +352,7 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     type Batch: Send + Sync;
     /// Keys and values of all layers for a number of sequences.
     type Cache: Send + Sync;
-    /// One allocation that buffers are carved from. It lives as long as the last of them.
+    /// One allocation that buffers are carved from. They keep it alive; this handle is dropped once all of them are made.
     type Arena: Send + Sync;
 
     /// The device, for people: "CPU, 2 threads".
