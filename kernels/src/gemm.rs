@@ -130,8 +130,25 @@ const ENOUGH_TILES: usize = 96;
 /// Bytes of `a` that a group of row tiles may keep in L2 while they pass along the columns: a third of an A100's.
 const GROUP_BYTES: usize = 12 << 20;
 
+/// Which tile an op takes. The bits of the result are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Size {
+    /// By the shape.
+    #[default]
+    Auto,
+    /// 128 rows and columns.
+    Large,
+    /// 64 rows, 32 columns.
+    Small,
+}
+
 /// Which of two tiles: the small one for few rows, and where large ones would leave the GPU idle.
-fn choose(rows: usize, parts: &[Part], large: Tile, small: Tile) -> Tile {
+fn choose(rows: usize, parts: &[Part], size: Size, [large, small]: [Tile; 2]) -> Tile {
+    match size {
+        Size::Auto => {}
+        Size::Large => return large,
+        Size::Small => return small,
+    }
     let columns: usize = parts
         .iter()
         .map(|p| (p.columns as usize).div_ceil(large.columns))
@@ -219,8 +236,16 @@ fn check(group: &Group) -> Result<(), LaunchError> {
 /// # Errors
 /// Shapes that are no multiples of 8 (RoPE: heads of 16 columns), or the driver's refusal.
 pub fn forward(l: &impl Launcher, args: &Forward) -> Result<(), LaunchError> {
+    forward_sized(l, args, Size::Auto)
+}
+
+/// [`forward`] by a tile of the caller's choice.
+///
+/// # Errors
+/// As [`forward`].
+pub fn forward_sized(l: &impl Launcher, args: &Forward, size: Size) -> Result<(), LaunchError> {
     let (product, parts) = forward_product(args)?;
-    let tile = choose(args.group.rows, &parts, NT_LARGE, NT_SMALL);
+    let tile = choose(args.group.rows, &parts, size, [NT_LARGE, NT_SMALL]);
     run(l, product, &parts, tile)
 }
 
@@ -313,6 +338,14 @@ fn forward_product(args: &Forward) -> Result<(Product, Vec<Part>), LaunchError> 
 /// # Errors
 /// Shapes that are no multiples of 8, or the driver's refusal.
 pub fn backward(l: &impl Launcher, args: &Backward) -> Result<(), LaunchError> {
+    backward_sized(l, args, Size::Auto)
+}
+
+/// [`backward`] by a tile of the caller's choice.
+///
+/// # Errors
+/// As [`backward`].
+pub fn backward_sized(l: &impl Launcher, args: &Backward, size: Size) -> Result<(), LaunchError> {
     let group = &args.group;
     check(group)?;
     let mut product = Product {
@@ -338,7 +371,7 @@ pub fn backward(l: &impl Launcher, args: &Backward) -> Result<(), LaunchError> {
         product.ldlow_b = group.inputs as u32;
         match &low.dropout {
             Some(dropout) => {
-                mask(&mut product, group, dropout)?;
+                mask(&mut product, group, dropout);
                 masked = true;
             }
             None => {
@@ -347,14 +380,14 @@ pub fn backward(l: &impl Launcher, args: &Backward) -> Result<(), LaunchError> {
             }
         }
     }
-    let (large, small) = match masked {
-        true => (NN_LARGE_DROPOUT, NN_SMALL_DROPOUT),
-        false => (NN_LARGE, NN_SMALL),
+    let tiles = match masked {
+        true => [NN_LARGE_DROPOUT, NN_SMALL_DROPOUT],
+        false => [NN_LARGE, NN_SMALL],
     };
-    run(l, product, &[part], choose(group.rows, &[part], large, small))
+    run(l, product, &[part], choose(group.rows, &[part], size, tiles))
 }
 
-fn mask(product: &mut Product, group: &Group, dropout: &Dropout) -> Result<(), LaunchError> {
+fn mask(product: &mut Product, group: &Group, dropout: &Dropout) {
     product.state = dropout.state;
     product.threshold = dropout.threshold;
     product.keep_scale = dropout.keep_scale;
@@ -362,7 +395,6 @@ fn mask(product: &mut Product, group: &Group, dropout: &Dropout) -> Result<(), L
     product.rank = group.rank as u32;
     product.low_at = group.low_at;
     product.streams = dropout.streams;
-    Ok(())
 }
 
 /// `g = scale dy B` of every adapted member: dy `[T, N]`, b `[N, rank]`, g `[T, R]` `=`.
@@ -499,7 +531,7 @@ fn plain(
     operands: [Ptr<bf16>; 2],
     [lda, ldb]: [usize; 2],
     y: Output,
-    [large, small]: [Tile; 2],
+    tiles: [Tile; 2],
 ) -> Result<(), LaunchError> {
     let mut product = bare(m, operands, [lda, ldb, n]);
     match y {
@@ -510,7 +542,7 @@ fn plain(
         }
     }
     let part = Part::plain(n, k);
-    run(l, product, &[part], choose(m, &[part], large, small))
+    run(l, product, &[part], choose(m, &[part], Size::Auto, tiles))
 }
 
 #[cfg(test)]
@@ -564,10 +596,10 @@ mod tests {
     #[test]
     fn few_rows_and_few_tiles_take_the_small_tile() {
         let parts = [Part::plain(2048, 2048)];
-        assert_eq!(choose(1, &parts, NT_LARGE, NT_SMALL), NT_SMALL);
-        assert_eq!(choose(64, &parts, NT_LARGE, NT_SMALL), NT_SMALL);
-        assert_eq!(choose(256, &parts, NT_LARGE, NT_SMALL), NT_SMALL);
-        assert_eq!(choose(16384, &parts, NT_LARGE, NT_SMALL), NT_LARGE);
+        assert_eq!(choose(1, &parts, Size::Auto, [NT_LARGE, NT_SMALL]), NT_SMALL);
+        assert_eq!(choose(64, &parts, Size::Auto, [NT_LARGE, NT_SMALL]), NT_SMALL);
+        assert_eq!(choose(256, &parts, Size::Auto, [NT_LARGE, NT_SMALL]), NT_SMALL);
+        assert_eq!(choose(16384, &parts, Size::Auto, [NT_LARGE, NT_SMALL]), NT_LARGE);
     }
 
     #[test]
