@@ -3,7 +3,7 @@
 
 use half::bf16;
 use medft_kernels::device::{Buffer, Device};
-use medft_kernels::gemm::{self, Output};
+use medft_kernels::gemm::{self, Output, Size};
 use medft_kernels::linear::{
     Backward, Dropout, Epilogue, Forward, Group, LowBackward, LowForward, NO_LOW, StepState,
 };
@@ -45,7 +45,7 @@ impl Bench {
         times.sort_by(f32::total_cmp);
         let ms = f64::from(times[RUNS / 2]);
         println!(
-            "{what:58} {ms:9.4} ms {:7.1} TFLOP/s {:7.0} GB/s",
+            "{what:62} {ms:9.4} ms {:7.1} TFLOP/s {:7.0} GB/s",
             flops / ms / 1e9,
             bytes / ms / 1e6
         );
@@ -119,9 +119,13 @@ fn layer(bench: &Bench, name: &str, group: Group, kind: &str, skinny: bool) {
     let at = format!("{name} T={t} K={k} N={n} r={}", group.rank);
     let base = 2.0 * (t * k) as f64 * n as f64;
     let moved = 2.0 * ((t * k) as f64 + (n * k) as f64 + (t * n) as f64);
-    bench.time(&format!("forward {kind} {at}"), base + 2.0 * (t * group.rank * n) as f64, moved, || {
-        gemm::forward(d, &forward)
-    });
+    let sizes: &[Size] = if t < 1024 { &[Size::Auto] } else { &[Size::Tall, Size::Large] };
+    for &size in sizes {
+        let flops = base + 2.0 * (t * group.rank * n) as f64;
+        bench.time(&format!("forward {size:?} {kind} {at}"), flops, moved, || {
+            gemm::forward_sized(d, &forward, size)
+        });
+    }
     if t < 1024 {
         return;
     }
@@ -141,9 +145,12 @@ fn layer(bench: &Bench, name: &str, group: Group, kind: &str, skinny: bool) {
             dx: x.ptr(),
         };
         let what = if masked.is_some() { "backward dropout" } else { "backward" };
-        bench.time(&format!("{what} {at}"), base + 2.0 * (t * low * k) as f64, moved, || {
-            gemm::backward(d, &backward)
-        });
+        for &size in sizes {
+            let flops = base + 2.0 * (t * low * k) as f64;
+            bench.time(&format!("{what} {size:?} {at}"), flops, moved, || {
+                gemm::backward_sized(d, &backward, size)
+            });
+        }
     }
     if !skinny {
         return;

@@ -91,6 +91,7 @@ pub(crate) struct Tile {
     columns: usize,
     depth: usize,
     stages: usize,
+    threads: u32,
 }
 
 impl Tile {
@@ -109,24 +110,36 @@ const fn tile(
         columns,
         depth,
         stages,
+        threads: if rows == TALL[0] { 256 } else { 128 },
     }
 }
 /// Rows, columns, depth, stages.
+const TALL: [usize; 4] = [256, 128, 32, 4];
 const LARGE: [usize; 4] = [128, 128, 32, 4];
 const SMALL: [usize; 4] = [64, 32, 64, 6];
 const NARROW: [usize; 4] = [128, 64, 64, 4];
-const NT_LARGE: Tile = tile("gemm_nt_large", LARGE);
-const NT_SMALL: Tile = tile("gemm_nt_small", SMALL);
-const NN_LARGE: Tile = tile("gemm_nn_large", LARGE);
-const NN_SMALL: Tile = tile("gemm_nn_small", SMALL);
+/// By descending size, as [`choose`] takes them.
+const NT: [Tile; 3] = [
+    tile("gemm_nt_tall", TALL),
+    tile("gemm_nt_large", LARGE),
+    tile("gemm_nt_small", SMALL),
+];
+const NN: [Tile; 3] = [
+    tile("gemm_nn_tall", TALL),
+    tile("gemm_nn_large", LARGE),
+    tile("gemm_nn_small", SMALL),
+];
+const NN_DROPOUT: [Tile; 3] = [
+    tile("gemm_nn_tall_dropout", TALL),
+    tile("gemm_nn_large_dropout", LARGE),
+    tile("gemm_nn_small_dropout", SMALL),
+];
 const NN_NARROW: Tile = tile("gemm_nn_narrow", NARROW);
-const NN_LARGE_DROPOUT: Tile = tile("gemm_nn_large_dropout", LARGE);
-const NN_SMALL_DROPOUT: Tile = tile("gemm_nn_small_dropout", SMALL);
 
-/// Threads of a block, in every tile.
-const THREADS: u32 = 128;
+/// Tall tiles that fill an H100 (one block an SM) twice; fewer leave much of the last wave empty, and large ones divide the work better.
+const ENOUGH_TALL: usize = 264;
 /// Below this many large tiles the small ones fill the GPU better (an A100 or H100 runs 216 to 264 large blocks at once).
-const ENOUGH_TILES: usize = 96;
+const ENOUGH_LARGE: usize = 96;
 /// Bytes of `a` that a group of row tiles may keep in L2 while they pass along the columns: a third of an A100's.
 const GROUP_BYTES: usize = 12 << 20;
 
@@ -136,27 +149,32 @@ pub enum Size {
     /// By the shape.
     #[default]
     Auto,
+    /// 256 rows, 128 columns.
+    Tall,
     /// 128 rows and columns.
     Large,
     /// 64 rows, 32 columns.
     Small,
 }
 
-/// Which of two tiles: the small one for few rows, and where large ones would leave the GPU idle.
-fn choose(rows: usize, parts: &[Part], size: Size, [large, small]: [Tile; 2]) -> Tile {
+/// Which tile: the small one for few rows, and where larger ones would leave the GPU idle.
+fn choose(
+    rows: usize,
+    parts: &[Part],
+    size: Size,
+    [tall, large, small]: [Tile; 3],
+) -> Tile {
+    let count = |tile: Tile| {
+        let columns = |p: &Part| (p.columns as usize).div_ceil(tile.columns);
+        rows.div_ceil(tile.rows) * parts.iter().map(columns).sum::<usize>()
+    };
     match size {
-        Size::Auto => {}
-        Size::Large => return large,
-        Size::Small => return small,
-    }
-    let columns: usize = parts
-        .iter()
-        .map(|p| (p.columns as usize).div_ceil(large.columns))
-        .sum();
-    if rows <= small.rows || rows.div_ceil(large.rows) * columns < ENOUGH_TILES {
-        small
-    } else {
-        large
+        Size::Tall => tall,
+        Size::Large => large,
+        Size::Small => small,
+        Size::Auto if rows <= small.rows || count(large) < ENOUGH_LARGE => small,
+        Size::Auto if count(tall) < ENOUGH_TALL => large,
+        Size::Auto => tall,
     }
 }
 
@@ -215,7 +233,7 @@ fn lay_out(
     }
     Ok(Some(Geometry {
         grid: [product.tiles_m * tiles, 1, 1],
-        block: THREADS,
+        block: tile.threads,
         shared: tile.shared(),
     }))
 }
@@ -245,7 +263,7 @@ pub fn forward(l: &impl Launcher, args: &Forward) -> Result<(), LaunchError> {
 /// As [`forward`].
 pub fn forward_sized(l: &impl Launcher, args: &Forward, size: Size) -> Result<(), LaunchError> {
     let (product, parts) = forward_product(args)?;
-    let tile = choose(args.group.rows, &parts, size, [NT_LARGE, NT_SMALL]);
+    let tile = choose(args.group.rows, &parts, size, NT);
     run(l, product, &parts, tile)
 }
 
@@ -381,8 +399,8 @@ pub fn backward_sized(l: &impl Launcher, args: &Backward, size: Size) -> Result<
         }
     }
     let tiles = match masked {
-        true => [NN_LARGE_DROPOUT, NN_SMALL_DROPOUT],
-        false => [NN_LARGE, NN_SMALL],
+        true => NN_DROPOUT,
+        false => NN,
     };
     run(l, product, &[part], choose(group.rows, &[part], size, tiles))
 }
@@ -432,8 +450,8 @@ pub(crate) fn narrow(
         }
         at += columns;
     }
-    let tile = match group.rows.div_ceil(NN_NARROW.rows) * parts.len() < ENOUGH_TILES {
-        true => NN_SMALL,
+    let tile = match group.rows.div_ceil(NN_NARROW.rows) * parts.len() < ENOUGH_LARGE {
+        true => NN[2],
         false => NN_NARROW,
     };
     run(l, product, &parts, tile)
@@ -456,7 +474,7 @@ pub(crate) fn few_rows_nt(
         y: low.cast(),
         ..product
     };
-    run(l, product, &[Part::plain(group.low(), group.inputs)], NT_SMALL)
+    run(l, product, &[Part::plain(group.low(), group.inputs)], NT[2])
 }
 
 fn bare(rows: usize, [a, b]: [Ptr<bf16>; 2], [lda, ldb, ldy]: [usize; 3]) -> Product {
@@ -506,7 +524,7 @@ pub fn plain_nt(
     ldw: usize,
     y: Output,
 ) -> Result<(), LaunchError> {
-    plain(l, shape, [x, w], [ldx, ldw], y, [NT_LARGE, NT_SMALL])
+    plain(l, shape, [x, w], [ldx, ldw], y, NT)
 }
 
 /// `y = d w`: d `[m, k]` with rows `ldd` apart, w `[k, n]` with rows `ldw` apart, y `[m, n]`.
@@ -522,7 +540,7 @@ pub fn plain_nn(
     ldw: usize,
     y: Output,
 ) -> Result<(), LaunchError> {
-    plain(l, shape, [d, w], [ldd, ldw], y, [NN_LARGE, NN_SMALL])
+    plain(l, shape, [d, w], [ldd, ldw], y, NN)
 }
 
 fn plain(
@@ -531,7 +549,7 @@ fn plain(
     operands: [Ptr<bf16>; 2],
     [lda, ldb]: [usize; 2],
     y: Output,
-    tiles: [Tile; 2],
+    tiles: [Tile; 3],
 ) -> Result<(), LaunchError> {
     let mut product = bare(m, operands, [lda, ldb, n]);
     match y {
@@ -575,7 +593,7 @@ mod tests {
     fn tiles_never_cross_members() {
         let args = forward_of(group(300, 64, [256, 40, 136]), Epilogue::None);
         let (mut product, parts) = forward_product(&args).unwrap();
-        let geometry = lay_out(&mut product, &parts, NT_LARGE).unwrap().unwrap();
+        let geometry = lay_out(&mut product, &parts, NT[1]).unwrap().unwrap();
         assert_eq!(product.parts.map(|p| p.first_tile), [0, 2, 3]);
         assert_eq!(product.parts.map(|p| p.out_at), [0, 256, 296]);
         assert_eq!((product.tiles_m, product.tiles_n), (3, 5));
@@ -596,16 +614,17 @@ mod tests {
     #[test]
     fn few_rows_and_few_tiles_take_the_small_tile() {
         let parts = [Part::plain(2048, 2048)];
-        assert_eq!(choose(1, &parts, Size::Auto, [NT_LARGE, NT_SMALL]), NT_SMALL);
-        assert_eq!(choose(64, &parts, Size::Auto, [NT_LARGE, NT_SMALL]), NT_SMALL);
-        assert_eq!(choose(256, &parts, Size::Auto, [NT_LARGE, NT_SMALL]), NT_SMALL);
-        assert_eq!(choose(16384, &parts, Size::Auto, [NT_LARGE, NT_SMALL]), NT_LARGE);
+        assert_eq!(choose(1, &parts, Size::Auto, NT), NT[2]);
+        assert_eq!(choose(64, &parts, Size::Auto, NT), NT[2]);
+        assert_eq!(choose(256, &parts, Size::Auto, NT), NT[2]);
+        assert_eq!(choose(2048, &parts, Size::Auto, NT), NT[1]);
+        assert_eq!(choose(16384, &parts, Size::Auto, NT), NT[0]);
     }
 
     #[test]
     fn odd_shapes_are_refused() {
         let args = forward_of(group(5, 60, [64, 0, 0]), Epilogue::None);
         let (mut product, parts) = forward_product(&args).unwrap();
-        assert!(lay_out(&mut product, &parts, NT_LARGE).is_err());
+        assert!(lay_out(&mut product, &parts, NT[1]).is_err());
     }
 }
