@@ -1,147 +1,15 @@
 //! The portable matrix products (`gemm.cu`, sm_80 and up): linear layers forward and backward, and bare products.
 //!
-//! Holds tile choice, launch geometry and the ops. Each row of a result has the same bits whatever the number of rows: every tile sums in
+//! Holds the ops; `product` holds what the kernels take, the tiles and their choice. Each row of a result has the same bits whatever the number of rows: every tile sums in
 //! ascending k by steps of 16. Invariant: K, N and all strides are multiples of 8 (16-byte rows).
 
-use crate::launch::{Geometry, Kernel, LaunchError, Launcher, Ptr};
-use crate::linear::{Backward, Dropout, Epilogue, Forward, Group, MEMBERS, NO_LOW, StepState};
-use bytemuck::{Pod, Zeroable};
+mod product;
+
+use crate::launch::{LaunchError, Launcher, Ptr};
+use crate::linear::{Backward, Dropout, Epilogue, Forward, Group, MEMBERS, NO_LOW};
+use bytemuck::Zeroable;
 use half::bf16;
-
-/// Columns of the result that share operands; as in `gemm.cu`.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-pub(crate) struct Part {
-    pub(crate) first_tile: u32,
-    pub(crate) columns: u32,
-    pub(crate) out_at: u32,
-    pub(crate) a_at: u32,
-    pub(crate) b_at: u32,
-    pub(crate) depth: u32,
-    pub(crate) low_at: [u32; 2],
-    pub(crate) low_depth: u32,
-    pub(crate) reserved: u32,
-}
-
-impl Part {
-    /// A part without adapter.
-    pub(crate) fn plain(columns: usize, depth: usize) -> Self {
-        Part {
-            columns: columns as u32,
-            depth: depth as u32,
-            low_at: [NO_LOW; 2],
-            ..Part::zeroed()
-        }
-    }
-}
-
-/// One product; as in `gemm.cu`.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-pub(crate) struct Product {
-    pub(crate) a: Ptr<bf16>,
-    pub(crate) b: Ptr<bf16>,
-    pub(crate) bias: Ptr<f32>,
-    pub(crate) low: Ptr<bf16>,
-    pub(crate) low_b: Ptr<bf16>,
-    pub(crate) residual: Ptr<bf16>,
-    pub(crate) table: Ptr<f32>,
-    pub(crate) positions: Ptr<u32>,
-    pub(crate) y: Ptr<u8>,
-    pub(crate) h: Ptr<bf16>,
-    pub(crate) state: Ptr<StepState>,
-    pub(crate) lda: u32,
-    pub(crate) ldb: u32,
-    pub(crate) ldy: u32,
-    pub(crate) ldlow: u32,
-    pub(crate) ldlow_b: u32,
-    pub(crate) rows: u32,
-    pub(crate) tiles_m: u32,
-    pub(crate) tiles_n: u32,
-    pub(crate) group: u32,
-    pub(crate) parts_len: u32,
-    pub(crate) mode: u32,
-    pub(crate) head_dim: u32,
-    pub(crate) rotated: u32,
-    pub(crate) scale: f32,
-    pub(crate) threshold: u32,
-    pub(crate) keep_scale: f32,
-    pub(crate) members: u32,
-    pub(crate) rank: u32,
-    pub(crate) low_at: [u32; MEMBERS],
-    pub(crate) streams: [u32; MEMBERS],
-    pub(crate) parts: [Part; MEMBERS],
-}
-const _: () = assert!(size_of::<Part>() == 40 && size_of::<Product>() == 304);
-
-/// `Mode` of `gemm.cu`.
-mod mode {
-    pub(super) const STORE: u32 = 0;
-    pub(super) const STORE_F32: u32 = 1;
-    pub(super) const RESIDUAL: u32 = 2;
-    pub(super) const ROPE: u32 = 3;
-    pub(super) const SWIGLU: u32 = 4;
-}
-
-/// A tile of `gemm.cu`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Tile {
-    name: &'static str,
-    rows: usize,
-    columns: usize,
-    depth: usize,
-    stages: usize,
-    threads: u32,
-}
-
-impl Tile {
-    const fn shared(self) -> u32 {
-        (self.stages * (self.rows + self.columns) * self.depth * size_of::<bf16>()) as u32
-    }
-}
-
-const fn tile(
-    name: &'static str,
-    [rows, columns, depth, stages]: [usize; 4],
-) -> Tile {
-    Tile {
-        name,
-        rows,
-        columns,
-        depth,
-        stages,
-        threads: if rows == TALL[0] { 256 } else { 128 },
-    }
-}
-/// Rows, columns, depth, stages.
-const TALL: [usize; 4] = [256, 128, 32, 4];
-const LARGE: [usize; 4] = [128, 128, 32, 4];
-const SMALL: [usize; 4] = [64, 32, 64, 6];
-const NARROW: [usize; 4] = [128, 64, 64, 4];
-/// By descending size, as [`choose`] takes them.
-const NT: [Tile; 3] = [
-    tile("gemm_nt_tall", TALL),
-    tile("gemm_nt_large", LARGE),
-    tile("gemm_nt_small", SMALL),
-];
-const NN: [Tile; 3] = [
-    tile("gemm_nn_tall", TALL),
-    tile("gemm_nn_large", LARGE),
-    tile("gemm_nn_small", SMALL),
-];
-const NN_DROPOUT: [Tile; 3] = [
-    tile("gemm_nn_tall_dropout", TALL),
-    tile("gemm_nn_large_dropout", LARGE),
-    tile("gemm_nn_small_dropout", SMALL),
-];
-const NN_NARROW: Tile = tile("gemm_nn_narrow", NARROW);
-
-/// Tall tiles that fill an H100 (one block an SM) twice; fewer leave much of the last wave empty, and large ones divide the work better.
-const ENOUGH_TALL: usize = 264;
-/// Below this many large tiles the small ones fill the GPU better (an A100 or H100 runs 216 to 264 large blocks at once).
-const ENOUGH_LARGE: usize = 96;
-/// Bytes of `a` that a group of row tiles may keep in L2 while they pass along the columns: a third of an A100's.
-const GROUP_BYTES: usize = 12 << 20;
+use product::{ENOUGH_LARGE, NN, NN_DROPOUT, NN_NARROW, NT, Part, Product, Tile, choose, mode, run};
 
 /// Which tile an op takes. The bits of the result are the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -155,87 +23,6 @@ pub enum Size {
     Large,
     /// 64 rows, 32 columns.
     Small,
-}
-
-/// Which tile: the small one for few rows, and where larger ones would leave the GPU idle.
-fn choose(
-    rows: usize,
-    parts: &[Part],
-    size: Size,
-    [tall, large, small]: [Tile; 3],
-) -> Tile {
-    let count = |tile: Tile| {
-        let columns = |p: &Part| (p.columns as usize).div_ceil(tile.columns);
-        rows.div_ceil(tile.rows) * parts.iter().map(columns).sum::<usize>()
-    };
-    match size {
-        Size::Tall => tall,
-        Size::Large => large,
-        Size::Small => small,
-        Size::Auto if rows <= small.rows || count(large) < ENOUGH_LARGE => small,
-        Size::Auto if count(tall) < ENOUGH_TALL => large,
-        Size::Auto => tall,
-    }
-}
-
-/// Fills in what follows from the shapes and launches.
-fn run(
-    l: &impl Launcher,
-    mut product: Product,
-    parts: &[Part],
-    tile: Tile,
-) -> Result<(), LaunchError> {
-    let Some(geometry) = lay_out(&mut product, parts, tile)? else {
-        return Ok(());
-    };
-    let kernel = Kernel {
-        family: "gemm",
-        name: tile.name,
-    };
-    l.launch(kernel, geometry, &product)
-}
-
-/// Tiles, groups and the launch shape; `None` if there is nothing to do.
-fn lay_out(
-    product: &mut Product,
-    parts: &[Part],
-    tile: Tile,
-) -> Result<Option<Geometry>, LaunchError> {
-    let sizes = [
-        product.lda,
-        product.ldb,
-        product.ldy,
-        product.ldlow,
-        product.ldlow_b,
-        product.rank,
-    ];
-    let of_parts = |p: &Part| [p.columns, p.out_at, p.a_at, p.depth, p.low_depth];
-    if sizes.iter().any(|s| s % 8 != 0) || parts.iter().flat_map(of_parts).any(|s| s % 8 != 0) {
-        return Err(LaunchError::Unsupported(format!(
-            "a matrix product whose rows are not whole 16-byte runs: strides {sizes:?}"
-        )));
-    }
-    let mut tiles = 0;
-    for (slot, part) in product.parts.iter_mut().zip(parts) {
-        *slot = Part {
-            first_tile: tiles,
-            ..*part
-        };
-        tiles += part.columns.div_ceil(tile.columns as u32);
-    }
-    product.parts_len = parts.len() as u32;
-    product.tiles_n = tiles;
-    product.tiles_m = product.rows.div_ceil(tile.rows as u32);
-    let bytes = tile.rows * product.lda as usize * size_of::<bf16>();
-    product.group = (GROUP_BYTES / bytes.max(1)).clamp(4, 32) as u32;
-    if tiles == 0 || product.tiles_m == 0 {
-        return Ok(None);
-    }
-    Ok(Some(Geometry {
-        grid: [product.tiles_m * tiles, 1, 1],
-        block: tile.threads,
-        shared: tile.shared(),
-    }))
 }
 
 /// Checks what every linear op relies on.
@@ -565,6 +352,7 @@ fn plain(
 
 #[cfg(test)]
 mod tests {
+    use super::product::lay_out;
     use super::*;
 
     fn group(rows: usize, inputs: usize, outputs: [usize; 3]) -> Group {
