@@ -6,9 +6,10 @@
 // member's product goes through a spare accumulator and its mask. Each element is summed in ascending k, k16 by k16, by one warp, whatever
 // the tile: the bits of a row depend neither on the tile nor on the other rows.
 //
-// Budget of the large tile, 128x128x32, 4 stages, 4 warps of 64x64: 64 KB shared memory (fits the 99 KB of sm_86/89/120 once, sm_80 and sm_90
-// two or three times), 128 accumulators + 2 x 32 fragment registers a thread, so 2 blocks an SM; a k-step moves 16 KB for 1 MFLOP, 64 FLOP a
-// byte of L2. Peak to reach: 65 % of wgmma's on sm_90 (what mma.sync can issue), >= 90 % of cuBLAS on sm_80 and sm_120.
+// Budget of the tall tile, 256x128x32, 4 stages, 8 warps of 64x64: 96 KB shared memory (fits the 99 KB of sm_86/89/120), 128 accumulators +
+// 2 x 32 fragment registers a thread: 1 block an SM. A k-step is 512 mma: on sm_90, at the 0.62 mma a clock that mma.sync can issue, 826 clocks,
+// of which shared memory is busy 704 (512 of ldmatrix, 192 of cp.async) and L2 gives 30 bytes a clock and SM; 128x128 needs 93 % and 40.
+// Peak to reach: 60 % of wgmma's on sm_90, >= 90 % of cuBLAS on sm_80 and sm_120.
 #include "prim/philox.cuh"
 #include "prim/tile.cuh"
 
@@ -24,12 +25,16 @@ template <int M, int N, int K, int STAGES_, int WARPS_M_, int WARPS_N_, bool B_K
     static constexpr int STAGE = A::BYTES + B::BYTES;
     static constexpr int SHARED = STAGES * STAGE;
     static_assert(WM % BLOCK == 0 && WN % 32 == 0, "a warp owns whole 16x32 blocks: the unit of dropout masks");
-    static_assert(SHARED >= BM * BN * 4, "the epilogue stages the f32 tile where the ring was");
+    static constexpr int STAGED = SHARED >= BM * BN * 4 ? BM : BM / 2;  // rows of the f32 tile that the epilogue stages at once
+    static_assert(SHARED >= STAGED * BN * 4 && STAGED % WM == 0, "the epilogue stages whole warps' rows where the ring was");
     static_assert(SHARED <= 99 * 1024, "sm_86, sm_89 and sm_120 give a block 99 KB");
     static_assert(STAGES * BK >= 128, "a member's low-rank operands (rank <= 128) fit the ring at once");
     static_assert((BK / BLOCK) % 2 == 0, "fragment buffers alternate");
 };
-// Training: two blocks an SM hide each other's barriers and epilogues.
+// Training.
+using TallNT = Tile<256, 128, 32, 4, 4, 2, true>;
+using TallNN = Tile<256, 128, 32, 4, 4, 2, false>;
+// Hundreds of rows: two blocks an SM hide each other's barriers and epilogues.
 using LargeNT = Tile<128, 128, 32, 4, 2, 2, true>;
 using LargeNN = Tile<128, 128, 32, 4, 2, 2, false>;
 // Few rows: many narrow blocks, so that the weights stream from all SMs; each holds 20 KB of them in flight.
@@ -110,7 +115,7 @@ template <class T> __device__ __forceinline__ void epilogue(const Product& p, co
     if (p.mode == ROPE || p.mode == SWIGLU) {
         constexpr int PAIRS = RUNS / 2;
         const uint32_t half = p.head_dim / 2;
-        for (int id = threadIdx.x; id < T::BM * PAIRS; id += T::THREADS) {
+        for (int id = threadIdx.x; id < T::STAGED * PAIRS; id += T::THREADS) {
             const int r = id / PAIRS, c = id % PAIRS;
             const uint32_t row = row0 + r, pair = tile_n * PAIRS + c;
             if (row >= p.rows || pair >= part.columns / (2 * CHUNK)) continue;
@@ -139,7 +144,7 @@ template <class T> __device__ __forceinline__ void epilogue(const Product& p, co
         }
         return;
     }
-    for (int id = threadIdx.x; id < T::BM * RUNS; id += T::THREADS) {
+    for (int id = threadIdx.x; id < T::STAGED * RUNS; id += T::THREADS) {
         const int r = id / RUNS, c = id % RUNS;
         const uint32_t row = row0 + r, local = tile_n * T::BN + c * CHUNK;
         if (row >= p.rows || local >= part.columns) continue;
@@ -360,22 +365,30 @@ template <class T, bool DROPOUT> __device__ __forceinline__ void product(const P
 
     float* tile = reinterpret_cast<float*>(memory);
     const int g = lane_id() / 4, q = lane_id() % 4;
+    for (int first = 0; first < T::BM; first += T::STAGED) {
+        const int warp_row = warp_m * T::WM - first;
+        if (warp_row >= 0 && warp_row < T::STAGED)
 #pragma unroll
-    for (int mi = 0; mi < T::MI; ++mi)
+            for (int mi = 0; mi < T::MI; ++mi)
 #pragma unroll
-        for (int n = 0; n < 2 * T::NI; ++n)
+                for (int n = 0; n < 2 * T::NI; ++n)
 #pragma unroll
-            for (int lower = 0; lower < 2; ++lower) {
-                const int r = warp_m * T::WM + mi * BLOCK + g + 8 * lower;
-                float* to = tile + staged_at<T::BN>(r, warp_n * (T::WN / CHUNK) + n) + 2 * q;
-                *reinterpret_cast<float2*>(to) = make_float2(sum[mi][n][2 * lower], sum[mi][n][2 * lower + 1]);
-            }
-    __syncthreads();
-    epilogue<T>(p, part, tile, row0, tile_n);
+                    for (int lower = 0; lower < 2; ++lower) {
+                        const int r = warp_row + mi * BLOCK + g + 8 * lower;
+                        float* to = tile + staged_at<T::BN>(r, warp_n * (T::WN / CHUNK) + n) + 2 * q;
+                        *reinterpret_cast<float2*>(to) = make_float2(sum[mi][n][2 * lower], sum[mi][n][2 * lower + 1]);
+                    }
+        __syncthreads();
+        epilogue<T>(p, part, tile, row0 + first, tile_n);
+        __syncthreads();
+    }
 }
 
 #define KERNEL(NAME, TILE, DROPOUT, BLOCKS) \
     extern "C" __global__ void __launch_bounds__(TILE::THREADS, BLOCKS) NAME(const __grid_constant__ Product p) { product<TILE, DROPOUT>(p); }
+KERNEL(gemm_nt_tall, TallNT, false, 1)
+KERNEL(gemm_nn_tall, TallNN, false, 1)
+KERNEL(gemm_nn_tall_dropout, TallNN, true, 1)
 KERNEL(gemm_nt_large, LargeNT, false, 2)
 KERNEL(gemm_nt_small, SmallNT, false, 2)
 KERNEL(gemm_nn_large, LargeNN, false, 2)

@@ -1,206 +1,28 @@
 //! The portable matrix products (`gemm.cu`, sm_80 and up): linear layers forward and backward, and bare products.
 //!
-//! Holds tile choice, launch geometry and the ops. Each row of a result has the same bits whatever the number of rows: every tile sums in
+//! Holds the ops; `product` holds what the kernels take, the tiles and their choice. Each row of a result has the same bits whatever the number of rows: every tile sums in
 //! ascending k by steps of 16. Invariant: K, N and all strides are multiples of 8 (16-byte rows).
 
-use crate::launch::{Geometry, Kernel, LaunchError, Launcher, Ptr};
-use crate::linear::{Backward, Dropout, Epilogue, Forward, Group, MEMBERS, NO_LOW, StepState};
-use bytemuck::{Pod, Zeroable};
+mod product;
+
+use crate::launch::{LaunchError, Launcher, Ptr};
+use crate::linear::{Backward, Dropout, Epilogue, Forward, Group, MEMBERS, NO_LOW};
+use bytemuck::Zeroable;
 use half::bf16;
+use product::{ENOUGH_LARGE, NN, NN_DROPOUT, NN_NARROW, NT, Part, Product, Tile, choose, mode, run};
 
-/// Columns of the result that share operands; as in `gemm.cu`.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-pub(crate) struct Part {
-    pub(crate) first_tile: u32,
-    pub(crate) columns: u32,
-    pub(crate) out_at: u32,
-    pub(crate) a_at: u32,
-    pub(crate) b_at: u32,
-    pub(crate) depth: u32,
-    pub(crate) low_at: [u32; 2],
-    pub(crate) low_depth: u32,
-    pub(crate) reserved: u32,
-}
-
-impl Part {
-    /// A part without adapter.
-    pub(crate) fn plain(columns: usize, depth: usize) -> Self {
-        Part {
-            columns: columns as u32,
-            depth: depth as u32,
-            low_at: [NO_LOW; 2],
-            ..Part::zeroed()
-        }
-    }
-}
-
-/// One product; as in `gemm.cu`.
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-pub(crate) struct Product {
-    pub(crate) a: Ptr<bf16>,
-    pub(crate) b: Ptr<bf16>,
-    pub(crate) bias: Ptr<f32>,
-    pub(crate) low: Ptr<bf16>,
-    pub(crate) low_b: Ptr<bf16>,
-    pub(crate) residual: Ptr<bf16>,
-    pub(crate) table: Ptr<f32>,
-    pub(crate) positions: Ptr<u32>,
-    pub(crate) y: Ptr<u8>,
-    pub(crate) h: Ptr<bf16>,
-    pub(crate) state: Ptr<StepState>,
-    pub(crate) lda: u32,
-    pub(crate) ldb: u32,
-    pub(crate) ldy: u32,
-    pub(crate) ldlow: u32,
-    pub(crate) ldlow_b: u32,
-    pub(crate) rows: u32,
-    pub(crate) tiles_m: u32,
-    pub(crate) tiles_n: u32,
-    pub(crate) group: u32,
-    pub(crate) parts_len: u32,
-    pub(crate) mode: u32,
-    pub(crate) head_dim: u32,
-    pub(crate) rotated: u32,
-    pub(crate) scale: f32,
-    pub(crate) threshold: u32,
-    pub(crate) keep_scale: f32,
-    pub(crate) members: u32,
-    pub(crate) rank: u32,
-    pub(crate) low_at: [u32; MEMBERS],
-    pub(crate) streams: [u32; MEMBERS],
-    pub(crate) parts: [Part; MEMBERS],
-}
-const _: () = assert!(size_of::<Part>() == 40 && size_of::<Product>() == 304);
-
-/// `Mode` of `gemm.cu`.
-mod mode {
-    pub(super) const STORE: u32 = 0;
-    pub(super) const STORE_F32: u32 = 1;
-    pub(super) const RESIDUAL: u32 = 2;
-    pub(super) const ROPE: u32 = 3;
-    pub(super) const SWIGLU: u32 = 4;
-}
-
-/// A tile of `gemm.cu`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Tile {
-    name: &'static str,
-    rows: usize,
-    columns: usize,
-    depth: usize,
-    stages: usize,
-}
-
-impl Tile {
-    const fn shared(self) -> u32 {
-        (self.stages * (self.rows + self.columns) * self.depth * size_of::<bf16>()) as u32
-    }
-}
-
-const fn tile(
-    name: &'static str,
-    [rows, columns, depth, stages]: [usize; 4],
-) -> Tile {
-    Tile {
-        name,
-        rows,
-        columns,
-        depth,
-        stages,
-    }
-}
-/// Rows, columns, depth, stages.
-const LARGE: [usize; 4] = [128, 128, 32, 4];
-const SMALL: [usize; 4] = [64, 32, 64, 6];
-const NARROW: [usize; 4] = [128, 64, 64, 4];
-const NT_LARGE: Tile = tile("gemm_nt_large", LARGE);
-const NT_SMALL: Tile = tile("gemm_nt_small", SMALL);
-const NN_LARGE: Tile = tile("gemm_nn_large", LARGE);
-const NN_SMALL: Tile = tile("gemm_nn_small", SMALL);
-const NN_NARROW: Tile = tile("gemm_nn_narrow", NARROW);
-const NN_LARGE_DROPOUT: Tile = tile("gemm_nn_large_dropout", LARGE);
-const NN_SMALL_DROPOUT: Tile = tile("gemm_nn_small_dropout", SMALL);
-
-/// Threads of a block, in every tile.
-const THREADS: u32 = 128;
-/// Below this many large tiles the small ones fill the GPU better (an A100 or H100 runs 216 to 264 large blocks at once).
-const ENOUGH_TILES: usize = 96;
-/// Bytes of `a` that a group of row tiles may keep in L2 while they pass along the columns: a third of an A100's.
-const GROUP_BYTES: usize = 12 << 20;
-
-/// Which of two tiles: the small one for few rows, and where large ones would leave the GPU idle.
-fn choose(rows: usize, parts: &[Part], large: Tile, small: Tile) -> Tile {
-    let columns: usize = parts
-        .iter()
-        .map(|p| (p.columns as usize).div_ceil(large.columns))
-        .sum();
-    if rows <= small.rows || rows.div_ceil(large.rows) * columns < ENOUGH_TILES {
-        small
-    } else {
-        large
-    }
-}
-
-/// Fills in what follows from the shapes and launches.
-fn run(
-    l: &impl Launcher,
-    mut product: Product,
-    parts: &[Part],
-    tile: Tile,
-) -> Result<(), LaunchError> {
-    let Some(geometry) = lay_out(&mut product, parts, tile)? else {
-        return Ok(());
-    };
-    let kernel = Kernel {
-        family: "gemm",
-        name: tile.name,
-    };
-    l.launch(kernel, geometry, &product)
-}
-
-/// Tiles, groups and the launch shape; `None` if there is nothing to do.
-fn lay_out(
-    product: &mut Product,
-    parts: &[Part],
-    tile: Tile,
-) -> Result<Option<Geometry>, LaunchError> {
-    let sizes = [
-        product.lda,
-        product.ldb,
-        product.ldy,
-        product.ldlow,
-        product.ldlow_b,
-        product.rank,
-    ];
-    let of_parts = |p: &Part| [p.columns, p.out_at, p.a_at, p.depth, p.low_depth];
-    if sizes.iter().any(|s| s % 8 != 0) || parts.iter().flat_map(of_parts).any(|s| s % 8 != 0) {
-        return Err(LaunchError::Unsupported(format!(
-            "a matrix product whose rows are not whole 16-byte runs: strides {sizes:?}"
-        )));
-    }
-    let mut tiles = 0;
-    for (slot, part) in product.parts.iter_mut().zip(parts) {
-        *slot = Part {
-            first_tile: tiles,
-            ..*part
-        };
-        tiles += part.columns.div_ceil(tile.columns as u32);
-    }
-    product.parts_len = parts.len() as u32;
-    product.tiles_n = tiles;
-    product.tiles_m = product.rows.div_ceil(tile.rows as u32);
-    let bytes = tile.rows * product.lda as usize * size_of::<bf16>();
-    product.group = (GROUP_BYTES / bytes.max(1)).clamp(4, 32) as u32;
-    if tiles == 0 || product.tiles_m == 0 {
-        return Ok(None);
-    }
-    Ok(Some(Geometry {
-        grid: [product.tiles_m * tiles, 1, 1],
-        block: THREADS,
-        shared: tile.shared(),
-    }))
+/// Which tile an op takes. The bits of the result are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Size {
+    /// By the shape.
+    #[default]
+    Auto,
+    /// 256 rows, 128 columns.
+    Tall,
+    /// 128 rows and columns.
+    Large,
+    /// 64 rows, 32 columns.
+    Small,
 }
 
 /// Checks what every linear op relies on.
@@ -219,8 +41,16 @@ fn check(group: &Group) -> Result<(), LaunchError> {
 /// # Errors
 /// Shapes that are no multiples of 8 (RoPE: heads of 16 columns), or the driver's refusal.
 pub fn forward(l: &impl Launcher, args: &Forward) -> Result<(), LaunchError> {
+    forward_sized(l, args, Size::Auto)
+}
+
+/// [`forward`] by a tile of the caller's choice.
+///
+/// # Errors
+/// As [`forward`].
+pub fn forward_sized(l: &impl Launcher, args: &Forward, size: Size) -> Result<(), LaunchError> {
     let (product, parts) = forward_product(args)?;
-    let tile = choose(args.group.rows, &parts, NT_LARGE, NT_SMALL);
+    let tile = choose(args.group.rows, &parts, size, NT);
     run(l, product, &parts, tile)
 }
 
@@ -313,6 +143,14 @@ fn forward_product(args: &Forward) -> Result<(Product, Vec<Part>), LaunchError> 
 /// # Errors
 /// Shapes that are no multiples of 8, or the driver's refusal.
 pub fn backward(l: &impl Launcher, args: &Backward) -> Result<(), LaunchError> {
+    backward_sized(l, args, Size::Auto)
+}
+
+/// [`backward`] by a tile of the caller's choice.
+///
+/// # Errors
+/// As [`backward`].
+pub fn backward_sized(l: &impl Launcher, args: &Backward, size: Size) -> Result<(), LaunchError> {
     let group = &args.group;
     check(group)?;
     let mut product = Product {
@@ -338,7 +176,7 @@ pub fn backward(l: &impl Launcher, args: &Backward) -> Result<(), LaunchError> {
         product.ldlow_b = group.inputs as u32;
         match &low.dropout {
             Some(dropout) => {
-                mask(&mut product, group, dropout)?;
+                mask(&mut product, group, dropout);
                 masked = true;
             }
             None => {
@@ -347,14 +185,14 @@ pub fn backward(l: &impl Launcher, args: &Backward) -> Result<(), LaunchError> {
             }
         }
     }
-    let (large, small) = match masked {
-        true => (NN_LARGE_DROPOUT, NN_SMALL_DROPOUT),
-        false => (NN_LARGE, NN_SMALL),
+    let tiles = match masked {
+        true => NN_DROPOUT,
+        false => NN,
     };
-    run(l, product, &[part], choose(group.rows, &[part], large, small))
+    run(l, product, &[part], choose(group.rows, &[part], size, tiles))
 }
 
-fn mask(product: &mut Product, group: &Group, dropout: &Dropout) -> Result<(), LaunchError> {
+fn mask(product: &mut Product, group: &Group, dropout: &Dropout) {
     product.state = dropout.state;
     product.threshold = dropout.threshold;
     product.keep_scale = dropout.keep_scale;
@@ -362,7 +200,6 @@ fn mask(product: &mut Product, group: &Group, dropout: &Dropout) -> Result<(), L
     product.rank = group.rank as u32;
     product.low_at = group.low_at;
     product.streams = dropout.streams;
-    Ok(())
 }
 
 /// `g = scale dy B` of every adapted member: dy `[T, N]`, b `[N, rank]`, g `[T, R]` `=`.
@@ -400,8 +237,8 @@ pub(crate) fn narrow(
         }
         at += columns;
     }
-    let tile = match group.rows.div_ceil(NN_NARROW.rows) * parts.len() < ENOUGH_TILES {
-        true => NN_SMALL,
+    let tile = match group.rows.div_ceil(NN_NARROW.rows) * parts.len() < ENOUGH_LARGE {
+        true => NN[2],
         false => NN_NARROW,
     };
     run(l, product, &parts, tile)
@@ -424,7 +261,7 @@ pub(crate) fn few_rows_nt(
         y: low.cast(),
         ..product
     };
-    run(l, product, &[Part::plain(group.low(), group.inputs)], NT_SMALL)
+    run(l, product, &[Part::plain(group.low(), group.inputs)], NT[2])
 }
 
 fn bare(rows: usize, [a, b]: [Ptr<bf16>; 2], [lda, ldb, ldy]: [usize; 3]) -> Product {
@@ -474,7 +311,7 @@ pub fn plain_nt(
     ldw: usize,
     y: Output,
 ) -> Result<(), LaunchError> {
-    plain(l, shape, [x, w], [ldx, ldw], y, [NT_LARGE, NT_SMALL])
+    plain(l, shape, [x, w], [ldx, ldw], y, NT)
 }
 
 /// `y = d w`: d `[m, k]` with rows `ldd` apart, w `[k, n]` with rows `ldw` apart, y `[m, n]`.
@@ -490,7 +327,7 @@ pub fn plain_nn(
     ldw: usize,
     y: Output,
 ) -> Result<(), LaunchError> {
-    plain(l, shape, [d, w], [ldd, ldw], y, [NN_LARGE, NN_SMALL])
+    plain(l, shape, [d, w], [ldd, ldw], y, NN)
 }
 
 fn plain(
@@ -499,7 +336,7 @@ fn plain(
     operands: [Ptr<bf16>; 2],
     [lda, ldb]: [usize; 2],
     y: Output,
-    [large, small]: [Tile; 2],
+    tiles: [Tile; 3],
 ) -> Result<(), LaunchError> {
     let mut product = bare(m, operands, [lda, ldb, n]);
     match y {
@@ -510,11 +347,12 @@ fn plain(
         }
     }
     let part = Part::plain(n, k);
-    run(l, product, &[part], choose(m, &[part], large, small))
+    run(l, product, &[part], choose(m, &[part], Size::Auto, tiles))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::product::lay_out;
     use super::*;
 
     fn group(rows: usize, inputs: usize, outputs: [usize; 3]) -> Group {
@@ -543,7 +381,7 @@ mod tests {
     fn tiles_never_cross_members() {
         let args = forward_of(group(300, 64, [256, 40, 136]), Epilogue::None);
         let (mut product, parts) = forward_product(&args).unwrap();
-        let geometry = lay_out(&mut product, &parts, NT_LARGE).unwrap().unwrap();
+        let geometry = lay_out(&mut product, &parts, NT[1]).unwrap().unwrap();
         assert_eq!(product.parts.map(|p| p.first_tile), [0, 2, 3]);
         assert_eq!(product.parts.map(|p| p.out_at), [0, 256, 296]);
         assert_eq!((product.tiles_m, product.tiles_n), (3, 5));
@@ -564,16 +402,17 @@ mod tests {
     #[test]
     fn few_rows_and_few_tiles_take_the_small_tile() {
         let parts = [Part::plain(2048, 2048)];
-        assert_eq!(choose(1, &parts, NT_LARGE, NT_SMALL), NT_SMALL);
-        assert_eq!(choose(64, &parts, NT_LARGE, NT_SMALL), NT_SMALL);
-        assert_eq!(choose(256, &parts, NT_LARGE, NT_SMALL), NT_SMALL);
-        assert_eq!(choose(16384, &parts, NT_LARGE, NT_SMALL), NT_LARGE);
+        assert_eq!(choose(1, &parts, Size::Auto, NT), NT[2]);
+        assert_eq!(choose(64, &parts, Size::Auto, NT), NT[2]);
+        assert_eq!(choose(256, &parts, Size::Auto, NT), NT[2]);
+        assert_eq!(choose(2048, &parts, Size::Auto, NT), NT[1]);
+        assert_eq!(choose(16384, &parts, Size::Auto, NT), NT[0]);
     }
 
     #[test]
     fn odd_shapes_are_refused() {
         let args = forward_of(group(5, 60, [64, 0, 0]), Epilogue::None);
         let (mut product, parts) = forward_product(&args).unwrap();
-        assert!(lay_out(&mut product, &parts, NT_LARGE).is_err());
+        assert!(lay_out(&mut product, &parts, NT[1]).is_err());
     }
 }
