@@ -4,10 +4,16 @@
 //! written against [`Launcher`], so that whoever owns a CUDA context can drive them; [`device::Device`] is the engine's own, over cudarc.
 //! Invariant: every launch goes to one stream in call order, and no op waits, allocates or synchronises.
 
+pub mod cross_entropy;
 #[cfg(feature = "cuda")]
 pub mod device;
+pub mod elementwise;
+pub mod embed;
 pub mod launch;
 pub mod linear;
+pub mod norm;
+pub mod optimizer;
+pub mod sample;
 
 /// Machine code of each kernel family, from `build.rs`.
 #[cfg(feature = "cuda")]
