@@ -79,8 +79,8 @@ impl Chunk {
     /// Logits that are read at once.
     fn vector(&self, gradient: Option<&Gradient>) -> usize {
         let strides = [self.stride, gradient.map_or(0, |g| g.stride)];
-        let aligned = strides.iter().all(|s| s.is_multiple_of(4))
-            && self.logits.address().is_multiple_of(16);
+        let aligned =
+            strides.iter().all(|s| s.is_multiple_of(4)) && self.logits.address().is_multiple_of(16);
         if aligned { 4 } else { 1 }
     }
 }

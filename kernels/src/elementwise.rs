@@ -157,12 +157,7 @@ fn flat(
 ///
 /// # Errors
 /// The driver's refusal.
-pub fn add(
-    l: &impl Launcher,
-    len: usize,
-    dy: Ptr<bf16>,
-    dx: Ptr<bf16>,
-) -> Result<(), LaunchError> {
+pub fn add(l: &impl Launcher, len: usize, dy: Ptr<bf16>, dx: Ptr<bf16>) -> Result<(), LaunchError> {
     flat(l, "add_bf16", dy.address(), dx.address(), len)
 }
 

@@ -21,20 +21,36 @@ fn case(rows: usize, vocab: usize, stride: usize, d_stride: usize, seed: u64) ->
     let mut targets = vec![];
     for (r, row) in logits.chunks_mut(stride).enumerate() {
         let target = random.below(vocab);
-        let (centre, deviation) = if r % 6 == 3 { (500.0, 60.0) } else { (5.0, 3.0) };
+        let (centre, deviation) = if r % 6 == 3 {
+            (500.0, 60.0)
+        } else {
+            (5.0, 3.0)
+        };
         for z in &mut row[..vocab] {
             *z = (centre + random.normal(deviation)) as f32;
         }
         match r % 6 {
             1 => row[target] = 45.0,
             2 => row[target] = -60.0,
-            4 => row[..vocab].iter_mut().enumerate().filter(|(c, _)| c % 3 == 0 && *c != target).for_each(|(_, z)| *z = f32::NEG_INFINITY),
+            4 => row[..vocab]
+                .iter_mut()
+                .enumerate()
+                .filter(|(c, _)| c % 3 == 0 && *c != target)
+                .for_each(|(_, z)| *z = f32::NEG_INFINITY),
             5 => row[..vocab].fill(-7.25),
             _ => {}
         }
         targets.push(target as u32);
     }
-    Case { rows, vocab, stride, d_stride, scale: 0.37, logits, targets }
+    Case {
+        rows,
+        vocab,
+        stride,
+        d_stride,
+        scale: 0.37,
+        logits,
+        targets,
+    }
 }
 
 struct Got {
@@ -45,8 +61,15 @@ struct Got {
 
 fn run(c: &Case, fused: bool) -> Option<Got> {
     let gpu = gpu()?;
-    let (logits, targets) = (gpu.upload(&c.logits).unwrap(), gpu.upload(&c.targets).unwrap());
-    let (losses, lse, d) = (poisoned_f32(gpu, c.rows), poisoned_f32(gpu, c.rows), poisoned(gpu, c.rows * c.d_stride));
+    let (logits, targets) = (
+        gpu.upload(&c.logits).unwrap(),
+        gpu.upload(&c.targets).unwrap(),
+    );
+    let (losses, lse, d) = (
+        poisoned_f32(gpu, c.rows),
+        poisoned_f32(gpu, c.rows),
+        poisoned(gpu, c.rows * c.d_stride),
+    );
     let chunk = Chunk {
         rows: c.rows,
         vocab: c.vocab,
@@ -54,7 +77,11 @@ fn run(c: &Case, fused: bool) -> Option<Got> {
         stride: c.stride,
         targets: targets.ptr(),
     };
-    let gradient = Gradient { scale: c.scale, d: d.ptr(), stride: c.d_stride };
+    let gradient = Gradient {
+        scale: c.scale,
+        d: d.ptr(),
+        stride: c.d_stride,
+    };
     if fused {
         cross_entropy::loss_and_gradient(gpu, &chunk, losses.ptr(), lse.ptr(), &gradient).unwrap();
     } else {
@@ -70,7 +97,12 @@ fn run(c: &Case, fused: bool) -> Option<Got> {
 
 fn check(c: &Case, fused: bool) {
     let Some(got) = run(c, fused) else { return };
-    let what = |name: &str| format!("{name} of {} x {} (strides {}, {}), fused {fused}", c.rows, c.vocab, c.stride, c.d_stride);
+    let what = |name: &str| {
+        format!(
+            "{name} of {} x {} (strides {}, {}), fused {fused}",
+            c.rows, c.vocab, c.stride, c.d_stride
+        )
+    };
     let (mut losses, mut lses) = (vec![], vec![]);
     for r in 0..c.rows {
         let z = wide(&c.logits[r * c.stride..r * c.stride + c.vocab]);
@@ -83,16 +115,30 @@ fn check(c: &Case, fused: bool) {
         let scale = f64::from(c.scale);
         let p: Vec<f64> = z.iter().map(|z| (z - lse).exp()).collect();
         let want: Vec<f64> = (0..c.d_stride)
-            .map(|i| if i < c.vocab { scale * (p[i] - f64::from(u8::from(i == target))) } else { 0.0 })
+            .map(|i| {
+                if i < c.vocab {
+                    scale * (p[i] - f64::from(u8::from(i == target)))
+                } else {
+                    0.0
+                }
+            })
             .collect();
         // p: the error of an f32 lse near this size, and 2 ulp of the exponential of a difference of up to 90.
         let relative = 4e-6 + lse.abs() * 1e-7;
         within(&what(&format!("gradient of row {r}")), &d, &want, |i| {
-            if i >= c.vocab { 0.0 } else { rounded(want[i], scale * relative * p[i]) + 1e-37 }
+            if i >= c.vocab {
+                0.0
+            } else {
+                rounded(want[i], scale * relative * p[i]) + 1e-37
+            }
         });
     }
-    within(&what("losses"), &wide(&got.losses), &losses, |i| 5e-6 + 3e-7 * losses[i].abs());
-    within(&what("lse"), &wide(&got.lse), &lses, |i| 5e-6 + 3e-7 * lses[i].abs());
+    within(&what("losses"), &wide(&got.losses), &losses, |i| {
+        5e-6 + 3e-7 * losses[i].abs()
+    });
+    within(&what("lse"), &wide(&got.lse), &lses, |i| {
+        5e-6 + 3e-7 * lses[i].abs()
+    });
 }
 
 fn both(rows: usize, vocab: usize, stride: usize, d_stride: usize, seed: u64) {
@@ -114,7 +160,13 @@ proptest! {
 #[test]
 fn cross_entropy_at_edges() {
     for vocab in [1, 2, 3, 4, 5, 4095, 4096, 4097, 16383, 16384, 16385] {
-        both(6, vocab, vocab.next_multiple_of(4), vocab.next_multiple_of(8), 13);
+        both(
+            6,
+            vocab,
+            vocab.next_multiple_of(4),
+            vocab.next_multiple_of(8),
+            13,
+        );
     }
 }
 
@@ -133,7 +185,11 @@ fn nan_and_infinity_reach_the_loss() {
         c.logits[5000 + 77] = bad;
         for fused in [true, false] {
             let Some(got) = run(&c, fused) else { return };
-            assert!(got.losses[1].is_nan() && !got.losses[0].is_nan() && !got.losses[2].is_nan(), "{bad}: {:?}", got.losses);
+            assert!(
+                got.losses[1].is_nan() && !got.losses[0].is_nan() && !got.losses[2].is_nan(),
+                "{bad}: {:?}",
+                got.losses
+            );
             assert!(got.d[5000..10_000].iter().any(|d| d.is_nan()));
         }
     }

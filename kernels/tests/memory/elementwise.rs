@@ -29,11 +29,21 @@ fn check_swiglu(rows: usize, inner: usize, seed: u64, in_place: bool) {
     elementwise::swiglu(gpu, rows, inner, device.ptr(), h.ptr()).unwrap();
     let d = gpu.upload(&dh).unwrap();
     let (dgate_up, h_again) = if in_place {
-        elementwise::swiglu_backward(gpu, rows, inner, device.ptr(), d.ptr(), device.ptr(), Some(d.ptr())).unwrap();
+        elementwise::swiglu_backward(
+            gpu,
+            rows,
+            inner,
+            device.ptr(),
+            d.ptr(),
+            device.ptr(),
+            Some(d.ptr()),
+        )
+        .unwrap();
         (device.download().unwrap(), d.download().unwrap())
     } else {
         let out = poisoned(gpu, rows * 2 * inner);
-        elementwise::swiglu_backward(gpu, rows, inner, device.ptr(), d.ptr(), out.ptr(), None).unwrap();
+        elementwise::swiglu_backward(gpu, rows, inner, device.ptr(), d.ptr(), out.ptr(), None)
+            .unwrap();
         (out.download().unwrap(), h.download().unwrap())
     };
     let h = h.download().unwrap();
@@ -43,7 +53,11 @@ fn check_swiglu(rows: usize, inner: usize, seed: u64, in_place: bool) {
     let mut path = vec![0.0; 2 * rows * inner];
     for r in 0..rows {
         for i in 0..inner {
-            let (g, u, d) = (values[2 * r * inner + i], values[2 * r * inner + inner + i], dh[r * inner + i]);
+            let (g, u, d) = (
+                values[2 * r * inner + i],
+                values[2 * r * inner + inner + i],
+                dh[r * inner + i],
+            );
             let s = sigmoid(g);
             want_h[r * inner + i] = g * s * u;
             want_d[2 * r * inner + i] = d * u * s * (1.0 + g * (1.0 - s));
@@ -54,8 +68,12 @@ fn check_swiglu(rows: usize, inner: usize, seed: u64, in_place: bool) {
     }
     let what = |name: &str| format!("{name} of {rows} x {inner}, seed {seed}");
     // 1e-35: what the sigmoid below -88 is worth.
-    within(&what("h"), &f64s(&h), &want_h, |i| rounded(want_h[i], 1e-6 * want_h[i].abs()) + 1e-35);
-    within(&what("dgate_up"), &f64s(&dgate_up), &want_d, |i| rounded(want_d[i], path[i]) + 1e-35);
+    within(&what("h"), &f64s(&h), &want_h, |i| {
+        rounded(want_h[i], 1e-6 * want_h[i].abs()) + 1e-35
+    });
+    within(&what("dgate_up"), &f64s(&dgate_up), &want_d, |i| {
+        rounded(want_d[i], path[i]) + 1e-35
+    });
 }
 
 proptest! {
@@ -78,11 +96,28 @@ proptest! {
 
 #[test]
 fn swiglu_at_edges_and_real_widths() {
-    for (rows, inner) in [(1, 8), (1, 4096), (2, 4104), (3, 1536), (2, 8192), (1, 11008), (1, 14336)] {
+    for (rows, inner) in [
+        (1, 8),
+        (1, 4096),
+        (2, 4104),
+        (3, 1536),
+        (2, 8192),
+        (1, 11008),
+        (1, 14336),
+    ] {
         check_swiglu(rows, inner, 3, true);
     }
     let Some(gpu) = gpu() else { return };
-    assert!(elementwise::swiglu(gpu, 1, 12, medft_kernels::Ptr::NULL, medft_kernels::Ptr::NULL).is_err());
+    assert!(
+        elementwise::swiglu(
+            gpu,
+            1,
+            12,
+            medft_kernels::Ptr::NULL,
+            medft_kernels::Ptr::NULL
+        )
+        .is_err()
+    );
 }
 
 fn check_flat(len: usize, seed: u64) {
@@ -91,8 +126,16 @@ fn check_flat(len: usize, seed: u64) {
     let (dy, dx) = (random.bf16s(len, 1.0), random.bf16s(len, 1.0));
     let (from, to) = (gpu.upload(&dy).unwrap(), gpu.upload(&dx).unwrap());
     elementwise::add(gpu, len, from.ptr(), to.ptr()).unwrap();
-    let want: Vec<bf16> = dx.iter().zip(&dy).map(|(x, y)| bf16::from_f32(x.to_f32() + y.to_f32())).collect();
-    assert_eq!(bits(&to.download().unwrap()), bits(&want), "add of {len}, seed {seed}");
+    let want: Vec<bf16> = dx
+        .iter()
+        .zip(&dy)
+        .map(|(x, y)| bf16::from_f32(x.to_f32() + y.to_f32()))
+        .collect();
+    assert_eq!(
+        bits(&to.download().unwrap()),
+        bits(&want),
+        "add of {len}, seed {seed}"
+    );
 
     let values: Vec<f32> = (0..len)
         .map(|i| match i % 7 {
@@ -102,23 +145,42 @@ fn check_flat(len: usize, seed: u64) {
             _ => random.normal(3.0) as f32,
         })
         .collect();
-    let (wide, narrow, back) = (gpu.upload(&values).unwrap(), poisoned(gpu, len), poisoned_f32(gpu, len));
+    let (wide, narrow, back) = (
+        gpu.upload(&values).unwrap(),
+        poisoned(gpu, len),
+        poisoned_f32(gpu, len),
+    );
     elementwise::to_bf16(gpu, len, wide.ptr(), narrow.ptr()).unwrap();
     elementwise::to_f32(gpu, len, narrow.ptr(), back.ptr()).unwrap();
     let want: Vec<bf16> = values.iter().map(|v| bf16::from_f32(*v)).collect();
-    assert_eq!(bits(&narrow.download().unwrap()), bits(&want), "to_bf16 of {len}, seed {seed}");
+    assert_eq!(
+        bits(&narrow.download().unwrap()),
+        bits(&want),
+        "to_bf16 of {len}, seed {seed}"
+    );
     let back = back.download().unwrap();
-    assert!(back.iter().zip(&want).all(|(b, w)| b.to_bits() == w.to_f32().to_bits()), "to_f32 of {len}");
+    assert!(
+        back.iter()
+            .zip(&want)
+            .all(|(b, w)| b.to_bits() == w.to_f32().to_bits()),
+        "to_f32 of {len}"
+    );
 
     // One element behind the range stays as it was.
     let padded = poisoned(gpu, len + 1);
     elementwise::clear(gpu, len, padded.ptr()).unwrap();
     let cleared = bits(&padded.download().unwrap());
-    assert!(cleared[..len].iter().all(|b| *b == 0) && cleared[len] == 0xffff, "clear of {len}");
+    assert!(
+        cleared[..len].iter().all(|b| *b == 0) && cleared[len] == 0xffff,
+        "clear of {len}"
+    );
     let padded = poisoned_f32(gpu, len + 1);
     elementwise::clear(gpu, len, padded.ptr()).unwrap();
     let cleared = padded.download().unwrap();
-    assert!(cleared[..len].iter().all(|b| b.to_bits() == 0) && cleared[len].is_nan(), "clear of {len} f32");
+    assert!(
+        cleared[..len].iter().all(|b| b.to_bits() == 0) && cleared[len].is_nan(),
+        "clear of {len} f32"
+    );
 }
 
 fn check_rows(total: usize, columns: usize, seed: u64) {
@@ -127,17 +189,49 @@ fn check_rows(total: usize, columns: usize, seed: u64) {
     let x = random.bf16s(total * columns, 1.0);
     let rows: Vec<u32> = (0..total as u32).filter(|_| random.below(3) == 0).collect();
     let (device, index) = (gpu.upload(&x).unwrap(), gpu.upload(&rows).unwrap());
-    let (out, back) = (poisoned(gpu, rows.len() * columns), poisoned(gpu, total * columns));
-    elementwise::gather_rows(gpu, rows.len(), columns, device.ptr(), index.ptr(), out.ptr()).unwrap();
-    elementwise::scatter_rows(gpu, rows.len(), total, columns, out.ptr(), index.ptr(), back.ptr()).unwrap();
+    let (out, back) = (
+        poisoned(gpu, rows.len() * columns),
+        poisoned(gpu, total * columns),
+    );
+    elementwise::gather_rows(
+        gpu,
+        rows.len(),
+        columns,
+        device.ptr(),
+        index.ptr(),
+        out.ptr(),
+    )
+    .unwrap();
+    elementwise::scatter_rows(
+        gpu,
+        rows.len(),
+        total,
+        columns,
+        out.ptr(),
+        index.ptr(),
+        back.ptr(),
+    )
+    .unwrap();
     let (out, back) = (out.download().unwrap(), back.download().unwrap());
     for (i, row) in rows.iter().enumerate() {
         let from = *row as usize * columns;
-        assert_eq!(bits(&out[i * columns..(i + 1) * columns]), bits(&x[from..from + columns]), "row {row}");
+        assert_eq!(
+            bits(&out[i * columns..(i + 1) * columns]),
+            bits(&x[from..from + columns]),
+            "row {row}"
+        );
     }
     for row in 0..total {
         let at = row * columns..(row + 1) * columns;
-        let want = if rows.contains(&(row as u32)) { bits(&x[at.clone()]) } else { vec![0; columns] };
-        assert_eq!(bits(&back[at]), want, "row {row} of {total} x {columns}, seed {seed}");
+        let want = if rows.contains(&(row as u32)) {
+            bits(&x[at.clone()])
+        } else {
+            vec![0; columns]
+        };
+        assert_eq!(
+            bits(&back[at]),
+            want,
+            "row {row} of {total} x {columns}, seed {seed}"
+        );
     }
 }

@@ -10,7 +10,13 @@ fn check(tokens: usize, vocab: usize, columns: usize, seed: u64) {
     let mut random = Random(seed);
     // One token in three is token 0: a long run.
     let ids: Vec<u32> = (0..tokens)
-        .map(|_| if random.below(3) == 0 { 0 } else { random.below(vocab) as u32 })
+        .map(|_| {
+            if random.below(3) == 0 {
+                0
+            } else {
+                random.below(vocab) as u32
+            }
+        })
         .collect();
     let table = random.f32s(vocab * columns, 1.0);
     let narrow: Vec<bf16> = table.iter().map(|v| bf16::from_f32(*v)).collect();
@@ -23,7 +29,11 @@ fn check(tokens: usize, vocab: usize, columns: usize, seed: u64) {
     for form in [Table::F32(trained.ptr()), Table::Bf16(frozen.ptr())] {
         let x = poisoned(gpu, tokens * columns);
         embed::forward(gpu, tokens, columns, device_ids.ptr(), form, x.ptr()).unwrap();
-        assert_eq!(bits(&x.download().unwrap()), bits(&want), "{form:?} {tokens} x {columns}, seed {seed}");
+        assert_eq!(
+            bits(&x.download().unwrap()),
+            bits(&want),
+            "{form:?} {tokens} x {columns}, seed {seed}"
+        );
     }
 
     let dx = random.bf16s(tokens * columns, 1.0);
@@ -36,15 +46,37 @@ fn check(tokens: usize, vocab: usize, columns: usize, seed: u64) {
         }
     }
     let want: Vec<f32> = (0..vocab * columns)
-        .map(|i| if touched[i / columns] { table[i] + sums[i] } else { table[i] })
+        .map(|i| {
+            if touched[i / columns] {
+                table[i] + sums[i]
+            } else {
+                table[i]
+            }
+        })
         .collect();
     let runs = Runs::of(&ids);
-    let (order, starts) = (gpu.upload(&runs.order).unwrap(), gpu.upload(&runs.starts).unwrap());
+    let (order, starts) = (
+        gpu.upload(&runs.order).unwrap(),
+        gpu.upload(&runs.starts).unwrap(),
+    );
     let (dx, dtable) = (gpu.upload(&dx).unwrap(), trained);
-    embed::backward(gpu, runs.len(), columns, device_ids.ptr(), order.ptr(), starts.ptr(), dx.ptr(), dtable.ptr()).unwrap();
+    embed::backward(
+        gpu,
+        runs.len(),
+        columns,
+        device_ids.ptr(),
+        order.ptr(),
+        starts.ptr(),
+        dx.ptr(),
+        dtable.ptr(),
+    )
+    .unwrap();
     let got = bits32(&dtable.download().unwrap());
     let wrong = got.iter().zip(&want).position(|(g, w)| *g != w.to_bits());
-    assert_eq!(wrong, None, "dtable {tokens} of {vocab} x {columns}, seed {seed}");
+    assert_eq!(
+        wrong, None,
+        "dtable {tokens} of {vocab} x {columns}, seed {seed}"
+    );
 }
 
 proptest! {
@@ -57,7 +89,15 @@ proptest! {
 
 #[test]
 fn embedding_at_edges_and_real_widths() {
-    for (tokens, columns) in [(1, 8), (7, 512), (8, 520), (9, 576), (40, 2048), (33, 3072), (17, 4096)] {
+    for (tokens, columns) in [
+        (1, 8),
+        (7, 512),
+        (8, 520),
+        (9, 576),
+        (40, 2048),
+        (33, 3072),
+        (17, 4096),
+    ] {
         check(tokens, 23, columns, 5);
     }
 }

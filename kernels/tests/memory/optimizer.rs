@@ -16,9 +16,18 @@ fn norm_of(x: &[f32]) -> Option<f32> {
 
 fn check_norm(len: usize, scale: f64, seed: u64) {
     let x = Random(seed).f32s(len, scale);
-    let want = x.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt();
+    let want = x
+        .iter()
+        .map(|v| f64::from(*v) * f64::from(*v))
+        .sum::<f64>()
+        .sqrt();
     let Some(got) = norm_of(&x) else { return };
-    within(&format!("norm of {len} at {scale}"), &[f64::from(got)], &[want], |_| 1e-7 * want);
+    within(
+        &format!("norm of {len} at {scale}"),
+        &[f64::from(got)],
+        &[want],
+        |_| 1e-7 * want,
+    );
 }
 
 fn step(t: u64, max_norm: Option<f64>) -> AdamWStep {
@@ -42,7 +51,13 @@ fn check_adamw(len: usize, t: u64, max_norm: Option<f64>, seed: u64) {
     let second: Vec<f32> = random.f32s(len, scale).into_iter().map(|v| v * v).collect();
     let norm = norm_of(&grads).unwrap();
     let device = |v: &[f32]| gpu.upload(v).unwrap();
-    let (g, v, m, s, n) = (device(&grads), device(&values), device(&first), device(&second), device(&[norm]));
+    let (g, v, m, s, n) = (
+        device(&grads),
+        device(&values),
+        device(&first),
+        device(&second),
+        device(&[norm]),
+    );
     let shadow = poisoned(gpu, len);
     let buffers = AdamWBuffers {
         len,
@@ -74,11 +89,26 @@ fn check_adamw(len: usize, t: u64, max_norm: Option<f64>, seed: u64) {
     }
     let what = |name: &str| format!("{name} of {len}, step {t}, max {max_norm:?}, seed {seed}");
     let v = v.download().unwrap();
-    within(&what("first"), &wide(&m.download().unwrap()), &want_m, |i| bound_m[i]);
-    within(&what("second"), &wide(&s.download().unwrap()), &want_s, |i| 5e-7 * want_s[i]);
+    within(
+        &what("first"),
+        &wide(&m.download().unwrap()),
+        &want_m,
+        |i| bound_m[i],
+    );
+    within(
+        &what("second"),
+        &wide(&s.download().unwrap()),
+        &want_s,
+        |i| 5e-7 * want_s[i],
+    );
     within(&what("values"), &wide(&v), &want_v, |i| bound_v[i]);
     let copies: Vec<bf16> = v.iter().map(|v| bf16::from_f32(*v)).collect();
-    assert_eq!(bits(&shadow.download().unwrap()), bits(&copies), "{}", what("shadow"));
+    assert_eq!(
+        bits(&shadow.download().unwrap()),
+        bits(&copies),
+        "{}",
+        what("shadow")
+    );
 }
 
 proptest! {
@@ -114,7 +144,13 @@ fn a_norm_that_is_not_finite_changes_nothing() {
         for max_norm in [None, Some(1.0)] {
             let before = Random(1).f32s(1001, 1.0);
             let buffer = || gpu.upload(&before).unwrap();
-            let (g, v, m, s, n) = (buffer(), buffer(), buffer(), buffer(), gpu.upload(&[norm]).unwrap());
+            let (g, v, m, s, n) = (
+                buffer(),
+                buffer(),
+                buffer(),
+                buffer(),
+                gpu.upload(&[norm]).unwrap(),
+            );
             let buffers = AdamWBuffers {
                 len: before.len(),
                 grads: g.ptr(),

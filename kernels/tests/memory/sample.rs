@@ -4,14 +4,29 @@ use medft_kernels::sample::{self, Batch, NO_TOKEN, Row, Settings};
 use proptest::prelude::*;
 
 pub fn settings(temperature: f32, top_k: usize, top_p: f64, repetition_penalty: f32) -> Settings {
-    Settings { sample: true, temperature, top_k, top_p, repetition_penalty, seed: 42 }
+    Settings {
+        sample: true,
+        temperature,
+        top_k,
+        top_p,
+        repetition_penalty,
+        seed: 42,
+    }
 }
 
 fn philox(mut c: [u32; 4], mut k: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
         let (a, b) = (u64::from(c[0]) * 0xD251_1F53, u64::from(c[2]) * 0xCD9E_8D57);
-        c = [(b >> 32) as u32 ^ c[1] ^ k[0], b as u32, (a >> 32) as u32 ^ c[3] ^ k[1], a as u32];
-        k = [k[0].wrapping_add(0x9E37_79B9), k[1].wrapping_add(0xBB67_AE85)];
+        c = [
+            (b >> 32) as u32 ^ c[1] ^ k[0],
+            b as u32,
+            (a >> 32) as u32 ^ c[3] ^ k[1],
+            a as u32,
+        ];
+        k = [
+            k[0].wrapping_add(0x9E37_79B9),
+            k[1].wrapping_add(0xBB67_AE85),
+        ];
     }
     c
 }
@@ -22,7 +37,11 @@ fn choose(logits: &[f32], seen: &[u32], who: (u64, u32), s: &Settings) -> (u32, 
     if s.repetition_penalty != 1.0 {
         for &token in seen {
             if let Some(&x) = logits.get(token as usize) {
-                scores[token as usize] = if x < 0.0 { x * s.repetition_penalty } else { x / s.repetition_penalty };
+                scores[token as usize] = if x < 0.0 {
+                    x * s.repetition_penalty
+                } else {
+                    x / s.repetition_penalty
+                };
             }
         }
     }
@@ -39,20 +58,38 @@ fn choose(logits: &[f32], seen: &[u32], who: (u64, u32), s: &Settings) -> (u32, 
         scores.iter_mut().for_each(|x| *x /= s.temperature);
     }
     if s.top_k > 0 && s.top_k < scores.len() {
-        let mut sorted: Vec<f32> = scores.iter().copied().filter(|x| *x > f32::NEG_INFINITY).collect();
+        let mut sorted: Vec<f32> = scores
+            .iter()
+            .copied()
+            .filter(|x| *x > f32::NEG_INFINITY)
+            .collect();
         sorted.sort_by(|a, b| b.total_cmp(a));
         if let Some(&lowest) = sorted.get(s.top_k - 1) {
-            scores.iter_mut().filter(|x| **x < lowest).for_each(|x| *x = f32::NEG_INFINITY);
+            scores
+                .iter_mut()
+                .filter(|x| **x < lowest)
+                .for_each(|x| *x = f32::NEG_INFINITY);
         }
     }
-    let largest = scores.iter().copied().fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m });
+    let largest = scores
+        .iter()
+        .copied()
+        .fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m });
     if !largest.is_finite() {
         return (NO_TOKEN, false);
     }
-    let weight = |x: f32| if x > f32::NEG_INFINITY { f64::from((x - largest).exp()) } else { 0.0 };
+    let weight = |x: f32| {
+        if x > f32::NEG_INFINITY {
+            f64::from((x - largest).exp())
+        } else {
+            0.0
+        }
+    };
     let mut near = false;
     if s.top_p < 1.0 {
-        let mut order: Vec<usize> = (0..scores.len()).filter(|&t| scores[t] > f32::NEG_INFINITY).collect();
+        let mut order: Vec<usize> = (0..scores.len())
+            .filter(|&t| scores[t] > f32::NEG_INFINITY)
+            .collect();
         order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(b.cmp(&a)));
         let total: f64 = order.iter().map(|&t| weight(scores[t])).sum();
         let mut above = 0.0;
@@ -122,9 +159,16 @@ impl Rows {
 fn run(rows: &Rows, s: &Settings) -> Option<Vec<u32>> {
     let gpu = gpu()?;
     let (who, seen) = rows.described();
-    let (logits, who, seen) = (gpu.upload(&rows.logits).unwrap(), gpu.upload(&who).unwrap(), gpu.upload(&seen).unwrap());
+    let (logits, who, seen) = (
+        gpu.upload(&rows.logits).unwrap(),
+        gpu.upload(&who).unwrap(),
+        gpu.upload(&seen).unwrap(),
+    );
     let bytes = sample::scratch_bytes(rows.count(), rows.vocab);
-    let (scratch, out) = (gpu.alloc::<u8>(bytes).unwrap(), gpu.alloc::<u32>(rows.count()).unwrap());
+    let (scratch, out) = (
+        gpu.alloc::<u8>(bytes).unwrap(),
+        gpu.alloc::<u32>(rows.count()).unwrap(),
+    );
     gpu.fill(scratch.ptr(), 0xff, bytes).unwrap();
     gpu.fill(out.ptr(), 0xee, rows.count()).unwrap();
     let batch = Batch {
@@ -144,7 +188,13 @@ fn check(rows: &Rows, s: &Settings) {
     let who = rows.described().0;
     for i in 0..rows.count() {
         let (want, near) = choose(rows.row(i), &rows.seen[i], (who[i].row, who[i].position), s);
-        assert!(got[i] == want || near, "row {i} of {} x {}: got {} wanted {want}; {s:?}", rows.count(), rows.vocab, got[i]);
+        assert!(
+            got[i] == want || near,
+            "row {i} of {} x {}: got {} wanted {want}; {s:?}",
+            rows.count(),
+            rows.vocab,
+            got[i]
+        );
     }
 }
 
@@ -175,7 +225,14 @@ fn rows(count: usize, vocab: usize, seed: u64) -> Rows {
             (0..long).map(|_| random.below(vocab + 5) as u32).collect()
         })
         .collect();
-    Rows { vocab, stride, logits, seen, first_row: random.bits() >> 8, position: random.below(4000) as u32 }
+    Rows {
+        vocab,
+        stride,
+        logits,
+        seen,
+        first_row: random.bits() >> 8,
+        position: random.below(4000) as u32,
+    }
 }
 
 proptest! {
@@ -197,7 +254,10 @@ proptest! {
 fn edges_of_chunks() {
     for vocab in [1, 2, 255, 256, 4095, 4096, 4097, 8192, 8193] {
         for (top_k, top_p) in [(0, 1.0), (50, 1.0), (0, 0.8), (50, 0.8)] {
-            check(&rows(7, vocab, vocab as u64), &settings(0.9, top_k, top_p, 1.2));
+            check(
+                &rows(7, vocab, vocab as u64),
+                &settings(0.9, top_k, top_p, 1.2),
+            );
         }
     }
 }
@@ -209,7 +269,13 @@ fn real_vocabularies() {
         for (top_k, top_p) in [(0, 1.0), (50, 1.0), (0, 0.9), (50, 0.9), (30_000, 0.99)] {
             check(&rows, &settings(0.7, top_k, top_p, 1.1));
         }
-        check(&rows, &Settings { sample: false, ..settings(1.0, 0, 1.0, 1.1) });
+        check(
+            &rows,
+            &Settings {
+                sample: false,
+                ..settings(1.0, 0, 1.0, 1.1)
+            },
+        );
     }
 }
 
@@ -225,8 +291,20 @@ fn many_seeds_on_one_row() {
         position: 9,
     };
     for seed in 0..4 {
-        check(&many, &Settings { seed, ..settings(0.8, 200, 0.95, 1.1) });
-        check(&many, &Settings { seed, ..settings(1.0, 0, 1.0, 1.0) });
+        check(
+            &many,
+            &Settings {
+                seed,
+                ..settings(0.8, 200, 0.95, 1.1)
+            },
+        );
+        check(
+            &many,
+            &Settings {
+                seed,
+                ..settings(1.0, 0, 1.0, 1.0)
+            },
+        );
     }
 }
 
@@ -239,20 +317,37 @@ fn rows_without_a_usable_number_have_no_token() {
     let mut infinite = vec![0.0; vocab];
     infinite[4000] = high;
     let logits = [vec![nan; vocab], vec![low; vocab], with_one, infinite].concat();
-    let rows = Rows { vocab, stride: vocab, logits, seen: vec![vec![]; 4], first_row: 1, position: 2 };
+    let rows = Rows {
+        vocab,
+        stride: vocab,
+        logits,
+        seen: vec![vec![]; 4],
+        first_row: 1,
+        position: 2,
+    };
     for (top_k, top_p) in [(0, 1.0), (3, 1.0), (0, 0.5), (3, 0.5)] {
-        let Some(got) = run(&rows, &settings(1.0, top_k, top_p, 1.0)) else { return };
+        let Some(got) = run(&rows, &settings(1.0, top_k, top_p, 1.0)) else {
+            return;
+        };
         assert_eq!(got, [NO_TOKEN, NO_TOKEN, 4321, NO_TOKEN], "{top_k} {top_p}");
     }
-    let greedy = Settings { sample: false, ..settings(1.0, 0, 1.0, 1.0) };
-    assert_eq!(run(&rows, &greedy), Some(vec![NO_TOKEN, NO_TOKEN, 4321, 4000]));
+    let greedy = Settings {
+        sample: false,
+        ..settings(1.0, 0, 1.0, 1.0)
+    };
+    assert_eq!(
+        run(&rows, &greedy),
+        Some(vec![NO_TOKEN, NO_TOKEN, 4321, 4000])
+    );
 }
 
 #[test]
 fn a_row_does_not_depend_on_its_neighbours_and_repeats() {
     let all = rows(9, 20_001, 77);
     let s = settings(0.9, 0, 0.9, 1.1);
-    let Some(together) = run(&all, &s) else { return };
+    let Some(together) = run(&all, &s) else {
+        return;
+    };
     for _ in 0..20 {
         assert_eq!(run(&all, &s).unwrap(), together);
     }

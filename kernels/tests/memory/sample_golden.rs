@@ -13,22 +13,31 @@ const LAUNCHES: usize = 200;
 #[test]
 fn draws_follow_transformers_probabilities() {
     let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared").into();
-    let golden = std::env::var_os("MEDFT_SHARED").map_or(beside, PathBuf::from).join("golden");
+    let golden = std::env::var_os("MEDFT_SHARED")
+        .map_or(beside, PathBuf::from)
+        .join("golden");
     let Ok(bytes) = std::fs::read(golden.join("sampling.safetensors")) else {
         return eprintln!("skipped: no sampling.safetensors in {}", golden.display());
     };
     let Some(gpu) = gpu() else { return };
-    let facts: serde_json::Value = serde_json::from_slice(&std::fs::read(golden.join("sampling.json")).unwrap()).unwrap();
+    let facts: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(golden.join("sampling.json")).unwrap()).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let floats = |name: &str| -> Vec<f32> {
         let data = file.tensor(name).unwrap().data();
-        data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+        data.chunks_exact(4)
+            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .collect()
     };
     let shape = file.tensor("logits").unwrap().shape().to_vec();
     let (kinds, vocab) = (shape[0], shape[1]);
     let context = file.tensor("context_ids").unwrap();
     let seen_len = context.shape()[1];
-    let seen: Vec<u32> = context.data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as u32).collect();
+    let seen: Vec<u32> = context
+        .data()
+        .chunks_exact(8)
+        .map(|b| i64::from_le_bytes(b.try_into().unwrap()) as u32)
+        .collect();
 
     let rows = kinds * COPIES;
     let pristine = gpu.upload(&floats("logits").repeat(COPIES)).unwrap();
@@ -50,11 +59,17 @@ fn draws_follow_transformers_probabilities() {
     assert_eq!(cases.len(), 7);
     for (case, set) in cases {
         let of = |name: &str| set[name].as_f64().unwrap_or(1.0);
-        let mut s = settings(of("temperature") as f32, set["top_k"].as_u64().unwrap_or(0) as usize, of("top_p"), of("repetition_penalty") as f32);
+        let mut s = settings(
+            of("temperature") as f32,
+            set["top_k"].as_u64().unwrap_or(0) as usize,
+            of("top_p"),
+            of("repetition_penalty") as f32,
+        );
         let mut counts = vec![0u64; kinds * vocab];
         for launch in 0..LAUNCHES {
             s.seed = launch as u64;
-            gpu.copy(logits.ptr(), pristine.ptr(), rows * vocab).unwrap();
+            gpu.copy(logits.ptr(), pristine.ptr(), rows * vocab)
+                .unwrap();
             let batch = Batch {
                 rows,
                 vocab,
@@ -71,7 +86,11 @@ fn draws_follow_transformers_probabilities() {
         let probabilities = floats(&format!("{case}.probs"));
         for kind in 0..kinds {
             let at = kind * vocab..(kind + 1) * vocab;
-            chi_square(&format!("{case}, row {kind}"), &counts[at.clone()], &probabilities[at]);
+            chi_square(
+                &format!("{case}, row {kind}"),
+                &counts[at.clone()],
+                &probabilities[at],
+            );
         }
     }
 }
@@ -100,5 +119,8 @@ fn chi_square(what: &str, counts: &[u64], probabilities: &[f32]) {
     }
     // Five standard deviations of chi-square, and room for one cell's skew where there are few.
     let bound = freedom + 5.0 * (2.0 * freedom).sqrt() + 20.0;
-    assert!(statistic <= bound, "{what}: chi-square {statistic:.1} at {freedom} degrees of freedom");
+    assert!(
+        statistic <= bound,
+        "{what}: chi-square {statistic:.1} at {freedom} degrees of freedom"
+    );
 }
