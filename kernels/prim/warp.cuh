@@ -42,3 +42,24 @@ template <int THREADS> __device__ __forceinline__ float block_max(float v, float
 
 // The value of the lane whose number differs in the bits of `distance`.
 __device__ __forceinline__ uint32_t exchange(uint32_t v, int distance) { return __shfl_xor_sync(0xffffffffu, v, distance); }
+// Sum over the warp in f64.
+__device__ __forceinline__ double warp_sum(double v) {
+#pragma unroll
+    for (int d = WARP / 2; d > 0; d /= 2) v += __shfl_xor_sync(0xffffffffu, v, d);
+    return v;
+}
+// Sum over the block in f64, in every thread; `scratch` holds THREADS / 32 values. Contains two barriers.
+template <int THREADS> __device__ __forceinline__ double block_sum(double v, double* scratch) {
+    v = warp_sum(v);
+    if (lane_id() == 0) scratch[warp_id()] = v;
+    __syncthreads();
+    double total = 0;
+#pragma unroll
+    for (int w = 0; w < THREADS / WARP; ++w) total += scratch[w];
+    __syncthreads();
+    return total;
+}
+// The value of another lane of the warp, `distance` in the butterfly.
+template <typename T> __device__ __forceinline__ T warp_xor(T v, int distance) { return __shfl_xor_sync(0xffffffffu, v, distance); }
+// Waits for the warp's lanes and their shared-memory writes.
+__device__ __forceinline__ void warp_barrier() { __syncwarp(); }

@@ -13,6 +13,16 @@ pub mod launch;
 pub mod linear;
 pub mod lora;
 pub mod weight_grad;
+pub mod cross_entropy;
+#[cfg(feature = "cuda")]
+pub mod device;
+pub mod elementwise;
+pub mod embed;
+pub mod launch;
+pub mod linear;
+pub mod norm;
+pub mod optimizer;
+pub mod sample;
 
 /// Machine code of each kernel family, from `build.rs`.
 #[cfg(feature = "cuda")]

@@ -1,0 +1,225 @@
+//! Cross-entropy over a chunk of logits, and its gradient. `cross_entropy.cu`.
+//!
+//! Any vocabulary and any stride; strides that are multiples of 4 elements are read 16 bytes at a time.
+
+use crate::launch::{Geometry, Gpu, Kernel, LaunchError, Launcher, Ptr};
+use bytemuck::{Pod, Zeroable};
+use half::bf16;
+
+/// Threads of a block of each kernel, and vectors that a thread of the gradient takes.
+const LOSS_THREADS: u32 = 512;
+const FUSED_THREADS: u32 = 1024;
+const GRADIENT_THREADS: usize = 256;
+const UNROLL: usize = 4;
+/// Shared memory that the fused kernel needs beside the kept logits.
+const REDUCTION_BYTES: u32 = 128;
+/// Least shared memory of a launch: above 48 KiB from the first on, so that the wrapper opts in to more when it first meets the kernel.
+const LEAST_SHARED: u32 = 64 << 10;
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Params {
+    logits: Ptr<f32>,
+    targets: Ptr<u32>,
+    losses: Ptr<f32>,
+    lse: Ptr<f32>,
+    d: Ptr<bf16>,
+    stride: u64,
+    d_stride: u64,
+    rows: u32,
+    vocab: u32,
+    scale: f32,
+    kept: u32,
+}
+const _: () = assert!(size_of::<Params>() == 72);
+
+/// A chunk of logits and what is wanted at its rows.
+#[derive(Debug, Clone, Copy)]
+pub struct Chunk {
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub vocab: usize,
+    /// `[rows, stride]`.
+    pub logits: Ptr<f32>,
+    /// Elements from one row of logits to the next, at least `vocab`; columns beyond `vocab` are not looked at.
+    pub stride: usize,
+    /// Wanted token of each row, below `vocab`.
+    pub targets: Ptr<u32>,
+}
+
+/// Where the gradient goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Gradient {
+    /// Factor of every loss.
+    pub scale: f32,
+    /// `[rows, stride]`, `=`; columns from `vocab` to `stride` become 0.
+    pub d: Ptr<bf16>,
+    /// Elements from one row of d to the next, at least `vocab`.
+    pub stride: usize,
+}
+
+impl Chunk {
+    fn params(&self, losses: Ptr<f32>, lse: Ptr<f32>, gradient: Option<&Gradient>) -> Params {
+        Params {
+            logits: self.logits,
+            targets: self.targets,
+            losses,
+            lse,
+            d: gradient.map_or(Ptr::NULL, |g| g.d),
+            stride: self.stride as u64,
+            d_stride: gradient.map_or(0, |g| g.stride as u64),
+            rows: self.rows as u32,
+            vocab: self.vocab as u32,
+            scale: gradient.map_or(0.0, |g| g.scale),
+            kept: 0,
+        }
+    }
+
+    /// Logits that are read at once.
+    fn vector(&self, gradient: Option<&Gradient>) -> usize {
+        let strides = [self.stride, gradient.map_or(0, |g| g.stride)];
+        let aligned =
+            strides.iter().all(|s| s.is_multiple_of(4)) && self.logits.address().is_multiple_of(16);
+        if aligned { 4 } else { 1 }
+    }
+}
+
+fn kernel(name: &'static str) -> Kernel {
+    Kernel {
+        family: "cross_entropy",
+        name,
+    }
+}
+
+fn blocks(count: usize, block: u32, shared: u32) -> Geometry {
+    Geometry {
+        grid: [count as u32, 1, 1],
+        block,
+        shared,
+    }
+}
+
+/// `losses[i] = lse[i] - logits[i, targets[i]]` and `lse[i] = ln sum exp logits[i]`, both `[rows]`.
+///
+/// # Errors
+/// The driver's refusal.
+pub fn loss(
+    l: &impl Launcher,
+    chunk: &Chunk,
+    losses: Ptr<f32>,
+    lse: Ptr<f32>,
+) -> Result<(), LaunchError> {
+    let name = match chunk.vector(None) {
+        4 => "cross_entropy_loss",
+        _ => "cross_entropy_loss_unaligned",
+    };
+    let params = chunk.params(losses, lse, None);
+    l.launch(kernel(name), blocks(chunk.rows, LOSS_THREADS, 0), &params)
+}
+
+/// `d = scale (softmax - onehot)`, from the `lse` of [`loss`].
+///
+/// # Errors
+/// The driver's refusal.
+pub fn gradient(
+    l: &impl Launcher,
+    chunk: &Chunk,
+    lse: Ptr<f32>,
+    gradient: &Gradient,
+) -> Result<(), LaunchError> {
+    let vector = chunk.vector(Some(gradient));
+    let name = match vector {
+        4 => "cross_entropy_gradient",
+        _ => "cross_entropy_gradient_unaligned",
+    };
+    let params = chunk.params(Ptr::NULL, lse, Some(gradient));
+    let geometry = gradient_geometry(chunk.rows, chunk.vocab, vector);
+    l.launch(kernel(name), geometry, &params)
+}
+
+/// [`loss`] and [`gradient`] with one read of the logits from memory.
+///
+/// # Errors
+/// The driver's refusal.
+pub fn loss_and_gradient(
+    l: &impl Launcher,
+    chunk: &Chunk,
+    losses: Ptr<f32>,
+    lse: Ptr<f32>,
+    gradient: &Gradient,
+) -> Result<(), LaunchError> {
+    let vector = chunk.vector(Some(gradient));
+    let name = match vector {
+        4 => "cross_entropy_fused",
+        _ => "cross_entropy_fused_unaligned",
+    };
+    let (kept, shared) = kept(l.gpu(), chunk.vocab, vector);
+    let params = Params {
+        kept,
+        ..chunk.params(losses, lse, Some(gradient))
+    };
+    l.launch(
+        kernel(name),
+        blocks(chunk.rows, FUSED_THREADS, shared),
+        &params,
+    )
+}
+
+fn gradient_geometry(rows: usize, vocab: usize, vector: usize) -> Geometry {
+    let parts = vocab.div_ceil(vector).div_ceil(GRADIENT_THREADS * UNROLL);
+    blocks(rows * parts, GRADIENT_THREADS as u32, 0)
+}
+
+/// Vectors of a row that stay in shared memory, and its bytes: the whole row, or what a block can have.
+fn kept(gpu: &Gpu, vocab: usize, vector: usize) -> (u32, u32) {
+    let bytes = 4 * vector as u32;
+    let room = gpu.shared_per_block.saturating_sub(REDUCTION_BYTES) / bytes;
+    let kept = room.min(vocab.div_ceil(vector) as u32);
+    let shared = REDUCTION_BYTES + kept * bytes;
+    (kept, shared.max(LEAST_SHARED))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gpu(shared_per_block: u32) -> Gpu {
+        Gpu {
+            name: String::new(),
+            capability: (9, 0),
+            multiprocessors: 132,
+            shared_per_block,
+            l2: 0,
+            memory: 0,
+            hopper: true,
+        }
+    }
+
+    #[test]
+    fn a_row_is_kept_whole_if_it_fits() {
+        assert_eq!(kept(&gpu(232_448), 151_936, 4), (14_520, 232_448));
+        assert_eq!(kept(&gpu(232_448), 1001, 4), (251, 65_536));
+        assert_eq!(kept(&gpu(101_376), 1001, 1), (1001, 65_536));
+    }
+
+    #[test]
+    fn unaligned_rows_take_the_scalar_kernels() {
+        let chunk = |stride| Chunk {
+            rows: 1,
+            vocab: 5,
+            logits: Ptr::NULL,
+            stride,
+            targets: Ptr::NULL,
+        };
+        let to = |stride| Gradient {
+            scale: 1.0,
+            d: Ptr::NULL,
+            stride,
+        };
+        assert_eq!(chunk(8).vector(None), 4);
+        assert_eq!(chunk(8).vector(Some(&to(5))), 1);
+        assert_eq!(chunk(5).vector(Some(&to(8))), 1);
+        assert_eq!(gradient_geometry(3, 4097, 4).grid, [6, 1, 1]);
+    }
+}
