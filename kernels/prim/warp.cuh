@@ -39,3 +39,12 @@ template <int THREADS> __device__ __forceinline__ float block_max(float v, float
     __syncthreads();
     return top;
 }
+
+// Another lane's value.
+template <typename T> __device__ __forceinline__ T from_lane(T v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
+// Largest of each aligned group of eight lanes, in all of them.
+__device__ __forceinline__ float lanes8_max(float v) {
+#pragma unroll
+    for (int d = 4; d > 0; d /= 2) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, d));
+    return v;
+}

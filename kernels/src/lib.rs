@@ -8,6 +8,8 @@
 pub mod device;
 pub mod launch;
 pub mod linear;
+pub mod nf4;
+pub mod skinny;
 
 /// Machine code of each kernel family, from `build.rs`.
 #[cfg(feature = "cuda")]
