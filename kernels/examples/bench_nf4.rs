@@ -8,7 +8,7 @@ use medft_kernels::linear::{Epilogue, Forward, Group, LowForward, NO_LOW};
 use medft_kernels::nf4::{self, Absmax, Weights};
 use medft_kernels::{LaunchError, Ptr, skinny};
 
-const ROTATE_BYTES: usize = 400 << 20;
+const ROTATE_BYTES: usize = 700 << 20;
 
 /// Random bytes by a small generator on the host, repeated through the buffer: compression and zeros must not flatter.
 fn noise(device: &Device, bytes: usize, seed: u64) -> Buffer<u8> {
@@ -25,13 +25,22 @@ fn noise(device: &Device, bytes: usize, seed: u64) -> Buffer<u8> {
         .collect();
     for at in (0..bytes).step_by(4 << 20) {
         let len = (bytes - at).min(4 << 20);
-        device.write(buffer.ptr().at(at), &bytemuck::cast_slice::<u64, u8>(&block)[..len]).unwrap();
+        device
+            .write(
+                buffer.ptr().at(at),
+                &bytemuck::cast_slice::<u64, u8>(&block)[..len],
+            )
+            .unwrap();
     }
     buffer
 }
 
 /// Median microseconds of one call among `calls` calls timed together, over 11 timings.
-fn median(device: &Device, calls: usize, mut work: impl FnMut(usize) -> Result<(), LaunchError>) -> f64 {
+fn median(
+    device: &Device,
+    calls: usize,
+    mut work: impl FnMut(usize) -> Result<(), LaunchError>,
+) -> f64 {
     let mut next = 0;
     let mut all = |n: usize| -> Result<(), LaunchError> {
         for _ in 0..n {
@@ -41,7 +50,9 @@ fn median(device: &Device, calls: usize, mut work: impl FnMut(usize) -> Result<(
         Ok(())
     };
     all(calls).unwrap();
-    let mut times: Vec<f32> = (0..11).map(|_| device.time(|| all(calls)).unwrap()).collect();
+    let mut times: Vec<f32> = (0..11)
+        .map(|_| device.time(|| all(calls)).unwrap())
+        .collect();
     times.sort_by(f32::total_cmp);
     f64::from(times[5]) * 1000.0 / calls as f64
 }
@@ -55,23 +66,52 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     /// One product with weights of `weight_bytes`, at `rows` rows.
-    fn product(&self, what: &str, inputs: usize, outputs: [usize; 3], nf4: bool, low: bool, epilogue: &str) {
+    fn product(
+        &self,
+        what: &str,
+        inputs: usize,
+        outputs: [usize; 3],
+        nf4: bool,
+        low: bool,
+        epilogue: &str,
+    ) {
         let device = self.device;
         let n: usize = outputs.iter().sum();
         let codes = n * inputs / 2;
         let blocks = n * inputs / 64;
-        let bytes = if nf4 { codes + blocks + blocks / 64 } else { 2 * n * inputs };
+        let bytes = if nf4 {
+            codes + blocks + blocks / 64
+        } else {
+            2 * n * inputs
+        };
         let span = (bytes + 4096).next_multiple_of(4096);
         let copies = (self.pool.len() / span).max(1);
         let x = noise(device, 64 * inputs * 2, 3);
-        let (y, h) = (device.alloc::<bf16>(64 * n).unwrap(), device.alloc::<bf16>(64 * n).unwrap());
+        let (y, h) = (
+            device.alloc::<bf16>(64 * n).unwrap(),
+            device.alloc::<bf16>(64 * n).unwrap(),
+        );
         let table = device.upload(&vec![0.5f32; 64 * 128]).unwrap();
         let positions = device.upload(&vec![3u32; 64]).unwrap();
         let b = noise(device, n * 64 * 2, 5);
         let low_buffer = noise(device, 64 * 192 * 2, 7);
         for rows in [1, 2, 4, 8, 16, 48] {
-            let low_at = if low { [0, if outputs[1] > 0 { 64 } else { NO_LOW }, if outputs[2] > 0 { 128 } else { NO_LOW }] } else { [NO_LOW; 3] };
-            let group = Group { rows, inputs, outputs, low_at, rank: if low { 64 } else { 0 } };
+            let low_at = if low {
+                [
+                    0,
+                    if outputs[1] > 0 { 64 } else { NO_LOW },
+                    if outputs[2] > 0 { 128 } else { NO_LOW },
+                ]
+            } else {
+                [NO_LOW; 3]
+            };
+            let group = Group {
+                rows,
+                inputs,
+                outputs,
+                low_at,
+                rank: if low { 64 } else { 0 },
+            };
             let call = |i: usize, name: Option<&str>| {
                 let at = self.pool.ptr().at(i % copies * span);
                 let forward = Forward {
@@ -79,7 +119,10 @@ impl Bench<'_> {
                     x: x.ptr().cast(),
                     weight: at.cast(),
                     bias: Ptr::NULL,
-                    low: low.then(|| LowForward { low: low_buffer.ptr().cast(), b: b.ptr().cast() }),
+                    low: low.then(|| LowForward {
+                        low: low_buffer.ptr().cast(),
+                        b: b.ptr().cast(),
+                    }),
                     epilogue: match epilogue {
                         "rope" => Epilogue::Rope {
                             table: table.ptr(),
@@ -112,7 +155,9 @@ impl Bench<'_> {
                     })
                     .collect();
                 match (name, nf4) {
-                    (Some(name), _) => skinny::forward_by(device, &forward, nf4.then_some(&weights[..]), name),
+                    (Some(name), _) => {
+                        skinny::forward_by(device, &forward, nf4.then_some(&weights[..]), name)
+                    }
                     (None, true) => skinny::forward_nf4(device, &forward, &weights),
                     (None, false) => skinny::forward_bf16(device, &forward),
                 }
@@ -120,7 +165,10 @@ impl Bench<'_> {
             let kind = if nf4 { "nf4+dq" } else { "bf16" };
             let line = |name: &str, us: f64| {
                 let rate = bytes as f64 / us / 1e3;
-                println!("{what:8} {kind:6} {inputs:5} x {n:5} T {rows:2} {name:26} {us:8.2} us {rate:7.0} GB/s {:5.1}% of copy", rate / self.copy * 100.0);
+                println!(
+                    "{what:8} {kind:6} {inputs:5} x {n:5} T {rows:2} {name:26} {us:8.2} us {rate:7.0} GB/s {:5.1}% of copy",
+                    rate / self.copy * 100.0
+                );
             };
             line("chosen", median(device, 24, |i| call(i, None)));
             if self.all {
@@ -139,7 +187,13 @@ impl Bench<'_> {
         let low = device.alloc::<bf16>(16 * width).unwrap();
         let span = width * inputs * 2;
         for rows in [1, 4, 16] {
-            let group = Group { rows, inputs, outputs: [8, 0, 0], low_at: [0, NO_LOW, NO_LOW], rank: width };
+            let group = Group {
+                rows,
+                inputs,
+                outputs: [8, 0, 0],
+                low_at: [0, NO_LOW, NO_LOW],
+                rank: width,
+            };
             let us = median(device, 24, |i| {
                 let a = self.pool.ptr().at(i % (self.pool.len() / span) * span);
                 skinny::down(device, &group, x.ptr().cast(), a.cast(), 1.0, low.ptr())
@@ -154,7 +208,9 @@ fn main() {
     println!("{:?}", medft_kernels::Launcher::gpu(&device));
     let pool = noise(&device, ROTATE_BYTES, 1);
     let to = device.alloc::<u8>(ROTATE_BYTES).unwrap();
-    let us = median(&device, 4, |_| device.copy(to.ptr(), pool.ptr(), ROTATE_BYTES));
+    let us = median(&device, 4, |_| {
+        device.copy(to.ptr(), pool.ptr(), ROTATE_BYTES)
+    });
     let copy = 2.0 * ROTATE_BYTES as f64 / us / 1e3;
     println!("copy {copy:.0} GB/s (read + write)");
     drop(to);
@@ -167,18 +223,46 @@ fn main() {
         let out = device.alloc::<bf16>(values).unwrap();
         for double in [false, true] {
             let absmax = if double {
-                Absmax::Double { codes: pool.ptr().at(codes), absmax2: pool.ptr().at(codes + blocks).cast(), offset: 0.01 }
+                Absmax::Double {
+                    codes: pool.ptr().at(codes),
+                    absmax2: pool.ptr().at(codes + blocks).cast(),
+                    offset: 0.01,
+                }
             } else {
                 Absmax::Plain(pool.ptr().at(0).cast())
             };
-            let bytes = values * 2 + codes + if double { blocks + blocks / 64 } else { 4 * blocks };
-            let us = median(&device, 10, |_| nf4::dequantize(&device, &Weights { packed: pool.ptr(), absmax }, values, out.ptr()));
+            let bytes = values * 2
+                + codes
+                + if double {
+                    blocks + blocks / 64
+                } else {
+                    4 * blocks
+                };
+            let us = median(&device, 10, |_| {
+                nf4::dequantize(
+                    &device,
+                    &Weights {
+                        packed: pool.ptr(),
+                        absmax,
+                    },
+                    values,
+                    out.ptr(),
+                )
+            });
             let rate = bytes as f64 / us / 1e3;
-            println!("dequantise {values} double {double}: {us:.2} us {rate:.0} GB/s {:.1}% of copy", rate / copy * 100.0);
+            println!(
+                "dequantise {values} double {double}: {us:.2} us {rate:.0} GB/s {:.1}% of copy",
+                rate / copy * 100.0
+            );
         }
     }
 
-    let bench = Bench { device: &device, pool, copy, all: std::env::args().nth(1).is_some_and(|a| a == "all") };
+    let bench = Bench {
+        device: &device,
+        pool,
+        copy,
+        all: std::env::args().nth(1).is_some_and(|a| a == "all"),
+    };
     bench.product("qkv", 4096, [4096, 1024, 1024], true, false, "rope");
     bench.product("qkv+lora", 4096, [4096, 1024, 1024], true, true, "rope");
     bench.product("o", 4096, [4096, 0, 0], true, false, "residual");

@@ -87,8 +87,9 @@ const _: () = assert!(size_of::<DoubleQuantizeParams>() == 40);
 
 /// Enough blocks of threads for `items`, `each` a block; none for none.
 fn geometry(items: usize, each: usize) -> Result<Geometry, LaunchError> {
-    let blocks = u32::try_from(items.div_ceil(each))
-        .map_err(|_| LaunchError::Unsupported(format!("NF4: {items} values are too many for one launch")))?;
+    let blocks = u32::try_from(items.div_ceil(each)).map_err(|_| {
+        LaunchError::Unsupported(format!("NF4: {items} values are too many for one launch"))
+    })?;
     Ok(Geometry {
         grid: [blocks, 1, 1],
         block: THREADS as u32,
@@ -97,14 +98,23 @@ fn geometry(items: usize, each: usize) -> Result<Geometry, LaunchError> {
 }
 
 fn kernel(name: &'static str) -> Kernel {
-    Kernel { family: "nf4", name }
+    Kernel {
+        family: "nf4",
+        name,
+    }
 }
 
 /// `packed =` the codes and `absmax =` the scales of `values` values, which must be finite: the codes of a NaN's block mean nothing.
 ///
 /// # Errors
 /// The driver's.
-pub fn quantize(l: &impl Launcher, w: Source, values: usize, packed: Ptr<u8>, absmax: Ptr<f32>) -> Result<(), LaunchError> {
+pub fn quantize(
+    l: &impl Launcher,
+    w: Source,
+    values: usize,
+    packed: Ptr<u8>,
+    absmax: Ptr<f32>,
+) -> Result<(), LaunchError> {
     let (name, w) = match w {
         Source::Bf16(w) => ("nf4_quantize_bf16", w.cast()),
         Source::F32(w) => ("nf4_quantize_f32", w.cast()),
@@ -115,7 +125,11 @@ pub fn quantize(l: &impl Launcher, w: Source, values: usize, packed: Ptr<u8>, ab
         absmax,
         values: values as u64,
     };
-    l.launch(kernel(name), geometry(values, THREADS * VALUES_A_WORD)?, &params)
+    l.launch(
+        kernel(name),
+        geometry(values, THREADS * VALUES_A_WORD)?,
+        &params,
+    )
 }
 
 /// Quantises `blocks` scales around their mean `offset`: `codes =`, `absmax2 =`.
@@ -138,17 +152,30 @@ pub fn double_quantize(
         offset,
         reserved: 0,
     };
-    l.launch(kernel("nf4_double_quantize"), geometry(blocks, NESTED_BLOCK)?, &params)
+    l.launch(
+        kernel("nf4_double_quantize"),
+        geometry(blocks, NESTED_BLOCK)?,
+        &params,
+    )
 }
 
 /// `out =` the first `values` values as bf16; `out` lies at a multiple of 16 bytes.
 ///
 /// # Errors
 /// The driver's.
-pub fn dequantize(l: &impl Launcher, weights: &Weights, values: usize, out: Ptr<bf16>) -> Result<(), LaunchError> {
+pub fn dequantize(
+    l: &impl Launcher,
+    weights: &Weights,
+    values: usize,
+    out: Ptr<bf16>,
+) -> Result<(), LaunchError> {
     let (name, scales, absmax2, offset) = match weights.absmax {
         Absmax::Plain(absmax) => ("nf4_dequantize_plain", absmax.cast(), Ptr::NULL, 0.0),
-        Absmax::Double { codes, absmax2, offset } => ("nf4_dequantize_double", codes, absmax2, offset),
+        Absmax::Double {
+            codes,
+            absmax2,
+            offset,
+        } => ("nf4_dequantize_double", codes, absmax2, offset),
     };
     let params = DequantizeParams {
         packed: weights.packed,
@@ -159,7 +186,11 @@ pub fn dequantize(l: &impl Launcher, weights: &Weights, values: usize, out: Ptr<
         offset,
         reserved: 0,
     };
-    l.launch(kernel(name), geometry(values, THREADS * WORDS * VALUES_A_WORD)?, &params)
+    l.launch(
+        kernel(name),
+        geometry(values, THREADS * WORDS * VALUES_A_WORD)?,
+        &params,
+    )
 }
 
 #[cfg(test)]
@@ -168,7 +199,11 @@ mod tests {
 
     #[test]
     fn a_short_last_block_of_threads_is_counted() {
-        let grid = |values| geometry(values, THREADS * WORDS * VALUES_A_WORD).map(|g| g.grid).unwrap_or_default();
+        let grid = |values| {
+            geometry(values, THREADS * WORDS * VALUES_A_WORD)
+                .map(|g| g.grid)
+                .unwrap_or_default()
+        };
         assert_eq!(grid(0), [0, 1, 1]);
         assert_eq!(grid(1), [1, 1, 1]);
         assert_eq!(grid(16384), [1, 1, 1]);

@@ -42,7 +42,9 @@ fn quantize_on_cpu(values: &[f32]) -> (Vec<u8>, Vec<f32>) {
         for (code, x) in codes.iter_mut().zip(block) {
             let x = x / unit;
             *code = (0..15)
-                .map(|i| u8::from((((CODEBOOK[i] as f64 + CODEBOOK[i + 1] as f64) / 2.0) as f32) < x))
+                .map(|i| {
+                    u8::from((((CODEBOOK[i] as f64 + CODEBOOK[i + 1] as f64) / 2.0) as f32) < x)
+                })
                 .sum();
         }
         for (byte, pair) in packed.iter_mut().zip(codes.chunks_exact(2)) {
@@ -88,7 +90,11 @@ fn double_on_cpu(scales: &[f32], offset: f32) -> (Vec<u8>, Vec<f32>) {
             let x = (s - offset) / unit;
             let above = map.partition_point(|entry| *entry < x).min(255);
             let below = above.saturating_sub(1);
-            (if x - map[below] <= map[above] - x { below } else { above }) as u8
+            (if x - map[below] <= map[above] - x {
+                below
+            } else {
+                above
+            }) as u8
         }));
         absmax.push(largest);
     }
@@ -97,7 +103,11 @@ fn double_on_cpu(scales: &[f32], offset: f32) -> (Vec<u8>, Vec<f32>) {
 
 fn scales_on_cpu(codes: &[u8], absmax2: &[f32], offset: f32) -> Vec<f32> {
     let map = dynamic_map();
-    codes.iter().enumerate().map(|(i, c)| map[usize::from(*c)] * absmax2[i / 256] + offset).collect()
+    codes
+        .iter()
+        .enumerate()
+        .map(|(i, c)| map[usize::from(*c)] * absmax2[i / 256] + offset)
+        .collect()
 }
 
 fn dequantize_on_cpu(packed: &[u8], scales: &[f32], values: usize) -> Vec<f32> {
@@ -113,7 +123,12 @@ fn dequantize_on_cpu(packed: &[u8], scales: &[f32], values: usize) -> Vec<f32> {
 fn same_bits(what: &str, got: &[bf16], want: &[f32]) {
     assert_eq!(got.len(), want.len(), "{what}");
     for (i, (g, w)) in got.iter().zip(want).enumerate() {
-        assert_eq!(g.to_bits(), bf16::from_f32(*w).to_bits(), "{what}: value {i} of {}: got {g} wanted {w}", got.len());
+        assert_eq!(
+            g.to_bits(),
+            bf16::from_f32(*w).to_bits(),
+            "{what}: value {i} of {}: got {g} wanted {w}",
+            got.len()
+        );
     }
 }
 
@@ -136,25 +151,67 @@ fn check(device: &Device, what: &str, values: &[f32], offset: Option<f32>) -> Qu
     assert_eq!(packed.download().unwrap(), want_packed, "{what}: codes");
     assert_eq!(absmax.download().unwrap(), want_absmax, "{what}: absmax");
 
-    let offset = offset.unwrap_or_else(|| (want_absmax.iter().map(|v| f64::from(*v)).sum::<f64>() / blocks as f64) as f32);
+    let offset = offset.unwrap_or_else(|| {
+        (want_absmax.iter().map(|v| f64::from(*v)).sum::<f64>() / blocks as f64) as f32
+    });
     let codes = device.upload(&vec![0xAAu8; blocks]).unwrap();
     let absmax2 = poisoned_f32(device, blocks.div_ceil(256));
-    nf4::double_quantize(device, absmax.ptr(), blocks, offset, codes.ptr(), absmax2.ptr()).unwrap();
+    nf4::double_quantize(
+        device,
+        absmax.ptr(),
+        blocks,
+        offset,
+        codes.ptr(),
+        absmax2.ptr(),
+    )
+    .unwrap();
     let (want_codes, want_absmax2) = double_on_cpu(&want_absmax, offset);
     assert_eq!(codes.download().unwrap(), want_codes, "{what}: scale codes");
-    assert_eq!(absmax2.download().unwrap(), want_absmax2, "{what}: nested absmax");
+    assert_eq!(
+        absmax2.download().unwrap(),
+        want_absmax2,
+        "{what}: nested absmax"
+    );
 
-    let double = Absmax::Double { codes: codes.ptr(), absmax2: absmax2.ptr(), offset };
+    let double = Absmax::Double {
+        codes: codes.ptr(),
+        absmax2: absmax2.ptr(),
+        offset,
+    };
     let nested = scales_on_cpu(&want_codes, &want_absmax2, offset);
-    for (form, scales, absmax) in [("plain", &want_absmax, Absmax::Plain(absmax.ptr())), ("double", &nested, double)] {
+    for (form, scales, absmax) in [
+        ("plain", &want_absmax, Absmax::Plain(absmax.ptr())),
+        ("double", &nested, double),
+    ] {
         // A guard behind the values shows a write too far.
         let out = poisoned(device, n + 16);
-        nf4::dequantize(device, &Weights { packed: packed.ptr(), absmax }, n, out.ptr()).unwrap();
+        nf4::dequantize(
+            device,
+            &Weights {
+                packed: packed.ptr(),
+                absmax,
+            },
+            n,
+            out.ptr(),
+        )
+        .unwrap();
         let out = out.download().unwrap();
-        same_bits(&format!("{what} {form}"), &out[..n], &dequantize_on_cpu(&want_packed, scales, n));
-        assert!(out[n..].iter().all(|v| v.to_bits() == 0xffff), "{what} {form}: wrote behind the end");
+        same_bits(
+            &format!("{what} {form}"),
+            &out[..n],
+            &dequantize_on_cpu(&want_packed, scales, n),
+        );
+        assert!(
+            out[n..].iter().all(|v| v.to_bits() == 0xffff),
+            "{what} {form}: wrote behind the end"
+        );
     }
-    Quantised { packed, absmax, codes, absmax2 }
+    Quantised {
+        packed,
+        absmax,
+        codes,
+        absmax2,
+    }
 }
 
 proptest! {
@@ -171,8 +228,33 @@ proptest! {
 #[test]
 fn edges_of_words_blocks_and_nested_blocks() {
     let Some(device) = gpu::gpu() else { return };
-    for n in [1, 2, 7, 8, 9, 63, 64, 65, 127, 129, 2047, 2049, 16383, 16384, 16385, 64 * 256 - 1, 64 * 256 + 1, 33 * 70, 5 * 13] {
-        check(device, &format!("{n} values"), &Random(n as u64).f32s(n, 0.02), None);
+    for n in [
+        1,
+        2,
+        7,
+        8,
+        9,
+        63,
+        64,
+        65,
+        127,
+        129,
+        2047,
+        2049,
+        16383,
+        16384,
+        16385,
+        64 * 256 - 1,
+        64 * 256 + 1,
+        33 * 70,
+        5 * 13,
+    ] {
+        check(
+            device,
+            &format!("{n} values"),
+            &Random(n as u64).f32s(n, 0.02),
+            None,
+        );
     }
 }
 
@@ -216,7 +298,10 @@ fn bf16_values_quantise_as_their_f32_values() {
 fn nothing_to_do_is_no_error() {
     let Some(device) = gpu::gpu() else { return };
     nf4::quantize(device, Source::F32(Ptr::NULL), 0, Ptr::NULL, Ptr::NULL).unwrap();
-    let weights = Weights { packed: Ptr::NULL, absmax: Absmax::Plain(Ptr::NULL) };
+    let weights = Weights {
+        packed: Ptr::NULL,
+        absmax: Absmax::Plain(Ptr::NULL),
+    };
     nf4::dequantize(device, &weights, 0, Ptr::NULL).unwrap();
 }
 
@@ -224,7 +309,9 @@ fn nothing_to_do_is_no_error() {
 fn tensor<'a>(file: &'a [u8], name: &str) -> &'a [u8] {
     let header_len = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
     let header = std::str::from_utf8(&file[8..8 + header_len]).unwrap();
-    let entry = &header[header.find(&format!("\"{name}\":")).unwrap_or_else(|| panic!("no tensor {name}"))..];
+    let entry = &header[header
+        .find(&format!("\"{name}\":"))
+        .unwrap_or_else(|| panic!("no tensor {name}"))..];
     let offsets = &entry[entry.find("\"data_offsets\":[").unwrap() + 16..];
     let (from, rest) = offsets.split_once(',').unwrap();
     let (to, _) = rest.split_once(']').unwrap();
@@ -233,7 +320,10 @@ fn tensor<'a>(file: &'a [u8], name: &str) -> &'a [u8] {
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
-    bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    bytes
+        .chunks_exact(4)
+        .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+        .collect()
 }
 
 #[test]
@@ -247,7 +337,14 @@ fn golden_matrices_of_bitsandbytes() {
     assert_eq!(floats(tensor(&file, "nf4_codebook")), CODEBOOK);
     assert_eq!(floats(tensor(&file, "nf4_dynamic_map")), dynamic_map());
     let Some(device) = gpu::gpu() else { return };
-    for m in ["m64x128", "m128x256", "m33x70", "m5x13", "m16x64_zero_block", "m48x96_heavy_tailed"] {
+    for m in [
+        "m64x128",
+        "m128x256",
+        "m33x70",
+        "m5x13",
+        "m16x64_zero_block",
+        "m48x96_heavy_tailed",
+    ] {
         let part = |name: &str| tensor(&file, &format!("{m}.{name}"));
         let values = floats(part("weight"));
         let offset = floats(part("nested.offset"))[0];
@@ -255,10 +352,27 @@ fn golden_matrices_of_bitsandbytes() {
         assert_eq!(q.packed.download().unwrap(), part("packed"), "{m}");
         assert_eq!(q.absmax.download().unwrap(), floats(part("absmax")), "{m}");
         assert_eq!(q.codes.download().unwrap(), part("nested.codes"), "{m}");
-        assert_eq!(q.absmax2.download().unwrap(), floats(part("nested.absmax")), "{m}");
+        assert_eq!(
+            q.absmax2.download().unwrap(),
+            floats(part("nested.absmax")),
+            "{m}"
+        );
         let out = poisoned(device, values.len());
-        let absmax = Absmax::Double { codes: q.codes.ptr(), absmax2: q.absmax2.ptr(), offset };
-        nf4::dequantize(device, &Weights { packed: q.packed.ptr(), absmax }, values.len(), out.ptr()).unwrap();
+        let absmax = Absmax::Double {
+            codes: q.codes.ptr(),
+            absmax2: q.absmax2.ptr(),
+            offset,
+        };
+        nf4::dequantize(
+            device,
+            &Weights {
+                packed: q.packed.ptr(),
+                absmax,
+            },
+            values.len(),
+            out.ptr(),
+        )
+        .unwrap();
         same_bits(m, &out.download().unwrap(), &floats(part("dequant_double")));
     }
 }
@@ -276,10 +390,35 @@ fn twenty_runs_are_bitwise_equal() {
         let absmax2 = poisoned_f32(device, n.div_ceil(64 * 256));
         let out = poisoned(device, n);
         nf4::quantize(device, Source::F32(w.ptr()), n, packed.ptr(), absmax.ptr()).unwrap();
-        nf4::double_quantize(device, absmax.ptr(), n.div_ceil(64), 0.05, codes.ptr(), absmax2.ptr()).unwrap();
-        let absmax = Absmax::Double { codes: codes.ptr(), absmax2: absmax2.ptr(), offset: 0.05 };
-        nf4::dequantize(device, &Weights { packed: packed.ptr(), absmax }, n, out.ptr()).unwrap();
-        let got = (packed.download().unwrap(), codes.download().unwrap(), out.download().unwrap());
+        nf4::double_quantize(
+            device,
+            absmax.ptr(),
+            n.div_ceil(64),
+            0.05,
+            codes.ptr(),
+            absmax2.ptr(),
+        )
+        .unwrap();
+        let absmax = Absmax::Double {
+            codes: codes.ptr(),
+            absmax2: absmax2.ptr(),
+            offset: 0.05,
+        };
+        nf4::dequantize(
+            device,
+            &Weights {
+                packed: packed.ptr(),
+                absmax,
+            },
+            n,
+            out.ptr(),
+        )
+        .unwrap();
+        let got = (
+            packed.download().unwrap(),
+            codes.download().unwrap(),
+            out.download().unwrap(),
+        );
         let first = first.get_or_insert_with(|| got.clone());
         assert!(*first == got, "runs differ");
     }

@@ -2,201 +2,32 @@
 //! not depend on the rows beside it or on the variant that was chosen.
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+#[path = "skinny/data.rs"]
+mod data;
 #[path = "gpu/mod.rs"]
 mod gpu;
 
+use data::{Case, Data, Kind, Storage, data};
 use gpu::{Random, poisoned, poisoned_f32, relative, within};
 use half::bf16;
-use medft_kernels::device::{Buffer, Device};
+use medft_kernels::device::Device;
 use medft_kernels::linear::{Epilogue, Forward, Group, LowForward, NO_LOW};
-use medft_kernels::nf4::{self, Absmax, Source, Weights};
+use medft_kernels::nf4::{Absmax, Weights};
 use medft_kernels::{LaunchError, Ptr, skinny};
 use proptest::prelude::*;
 
-const CODEBOOK: [f32; 16] = [
-    -1.0,
-    -0.696_192_8,
-    -0.525_073_05,
-    -0.394_917_5,
-    -0.284_441_38,
-    -0.184_773_43,
-    -0.091_050_036,
-    0.0,
-    0.079_580_3,
-    0.160_930_2,
-    0.246_112_3,
-    0.337_915_24,
-    0.440_709_83,
-    0.562_617,
-    0.722_956_84,
-    1.0,
-];
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Kind {
-    Plain,
-    Residual,
-    /// Head width and rotated heads.
-    Rope(usize, usize),
-    SwiGlu,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Storage {
-    Bf16,
-    Nf4,
-    /// Double quantisation.
-    Nf4Double,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Case {
-    rows: usize,
-    inputs: usize,
-    outputs: [usize; 3],
-    rank: usize,
-    /// Which members have an adapter.
-    adapted: [bool; 3],
-    bias: bool,
-    kind: Kind,
-    storage: Storage,
-}
-
-impl Case {
-    fn group(&self) -> Group {
-        let mut at = 0;
-        let low_at = std::array::from_fn(|m| {
-            if !self.adapted[m] || self.outputs[m] == 0 || self.rank == 0 {
-                return NO_LOW;
-            }
-            at += self.rank;
-            (at - self.rank) as u32
-        });
-        Group { rows: self.rows, inputs: self.inputs, outputs: self.outputs, low_at, rank: self.rank }
-    }
-}
-
-/// A case's data on both sides.
-struct Data {
-    case: Case,
-    x: Vec<bf16>,
-    /// What the stored weights stand for.
-    weight: Vec<f32>,
-    bias: Vec<f32>,
-    low: Vec<bf16>,
-    b: Vec<bf16>,
-    residual: Vec<bf16>,
-    table: Vec<f32>,
-    positions: Vec<u32>,
-    device: On,
-}
-
-struct On {
-    x: Buffer<bf16>,
-    weight: Buffer<bf16>,
-    members: Vec<Weights>,
-    _keep: Vec<(Buffer<u8>, Buffer<f32>, Buffer<u8>, Buffer<f32>)>,
-    bias: Buffer<f32>,
-    low: Buffer<bf16>,
-    b: Buffer<bf16>,
-    residual: Buffer<bf16>,
-    table: Buffer<f32>,
-    positions: Buffer<u32>,
-}
-
-const POSITIONS: usize = 40;
-
-fn data(device: &Device, case: Case, seed: u64) -> Data {
-    let mut r = Random(seed);
-    let group = case.group();
-    let (k, n) = (case.inputs, group.columns());
-    let x = r.bf16s(case.rows * k, 1.0);
-    let mut members = Vec::new();
-    let mut keep = Vec::new();
-    let mut weight = Vec::new();
-    let mut stored = Vec::new();
-    for outputs in case.outputs.into_iter().filter(|n| *n > 0) {
-        if case.storage == Storage::Bf16 {
-            let values = r.bf16s(outputs * k, 0.03);
-            weight.extend(values.iter().map(|v| v.to_f32()));
-            stored.extend(values);
-            continue;
-        }
-        let values = r.f32s(outputs * k, 0.03);
-        let blocks = values.len().div_ceil(64);
-        let w = device.upload(&values).unwrap();
-        let packed = device.alloc::<u8>(values.len().div_ceil(2)).unwrap();
-        let absmax = poisoned_f32(device, blocks);
-        let codes = device.alloc::<u8>(blocks).unwrap();
-        let absmax2 = poisoned_f32(device, blocks.div_ceil(256));
-        nf4::quantize(device, Source::F32(w.ptr()), values.len(), packed.ptr(), absmax.ptr()).unwrap();
-        let mut scales = absmax.download().unwrap();
-        let mut form = Absmax::Plain(absmax.ptr());
-        if case.storage == Storage::Nf4Double {
-            let offset = scales.iter().sum::<f32>() / blocks as f32;
-            nf4::double_quantize(device, absmax.ptr(), blocks, offset, codes.ptr(), absmax2.ptr()).unwrap();
-            form = Absmax::Double { codes: codes.ptr(), absmax2: absmax2.ptr(), offset };
-            // Scales as `nf4::dequantize` has them (tests/nf4.rs): codes of 1.0 alone give the scale, rounded to bf16; so take the map apart here.
-            let (codes, absmax2) = (codes.download().unwrap(), absmax2.download().unwrap());
-            let map = dynamic_map();
-            scales = codes.iter().enumerate().map(|(i, c)| map[usize::from(*c)] * absmax2[i / 256] + offset).collect();
-        }
-        let bytes = packed.download().unwrap();
-        weight.extend((0..values.len()).map(|i| {
-            let byte = bytes[i / 2];
-            CODEBOOK[usize::from(if i % 2 == 0 { byte >> 4 } else { byte & 15 })] * scales[i / 64]
-        }));
-        members.push(Weights { packed: packed.ptr(), absmax: form });
-        keep.push((packed, absmax, codes, absmax2));
-    }
-    let bias = r.f32s(n, 1.0);
-    let low = r.bf16s(case.rows * group.low().max(1), 1.0);
-    let b = r.bf16s(n * case.rank.max(1), 0.1);
-    let residual = r.bf16s(case.rows * n, 2.0);
-    let half = if let Kind::Rope(dim, _) = case.kind { dim / 2 } else { 1 };
-    let table: Vec<f32> = (0..POSITIONS * half)
-        .flat_map(|i| {
-            let angle = (i / half) as f64 * 10_000f64.powf(-((i % half) as f64) / half as f64);
-            [angle.cos() as f32, angle.sin() as f32]
-        })
-        .collect();
-    let positions: Vec<u32> = (0..case.rows).map(|_| r.below(POSITIONS) as u32).collect();
-    let device = On {
-        x: device.upload(&x).unwrap(),
-        weight: device.upload(&stored).unwrap(),
-        members,
-        _keep: keep,
-        bias: device.upload(&bias).unwrap(),
-        low: device.upload(&low).unwrap(),
-        b: device.upload(&b).unwrap(),
-        residual: device.upload(&residual).unwrap(),
-        table: device.upload(&table).unwrap(),
-        positions: device.upload(&positions).unwrap(),
-    };
-    Data { case, x, weight, bias, low, b, residual, table, positions, device }
-}
-
-/// engine/model/nf4/dynamic_map.rs; tests/nf4.rs holds it against bitsandbytes' own.
-fn dynamic_map() -> Vec<f32> {
-    let boundary = |i: usize, cells: usize| {
-        let step = (1.0f32 - 0.1) / cells as f32;
-        if i < cells.div_ceil(2) { step.mul_add(i as f32, 0.1) } else { (-step).mul_add((cells - i) as f32, 1.0) }
-    };
-    let mut map = vec![0.0f32, 1.0];
-    for decade in 0..7 {
-        let cells = 1usize << decade;
-        for cell in 0..cells {
-            let centre = (boundary(cell, cells) + boundary(cell + 1, cells)) / 2.0;
-            map.extend([10f64.powi(decade - 6) as f32 * centre, -(10f64.powi(decade - 6) as f32) * centre]);
-        }
-    }
-    map.sort_by(f32::total_cmp);
-    map
-}
-
 /// Runs rows `from .. from + rows`; y and h, whole. `by` names a variant.
-fn run(gpu: &Device, d: &Data, from: usize, rows: usize, by: Option<&str>) -> Result<(Vec<bf16>, Vec<bf16>), LaunchError> {
-    let group = Group { rows, ..d.case.group() };
+fn run(
+    gpu: &Device,
+    d: &Data,
+    from: usize,
+    rows: usize,
+    by: Option<&str>,
+) -> Result<(Vec<bf16>, Vec<bf16>), LaunchError> {
+    let group = Group {
+        rows,
+        ..d.case.group()
+    };
     let (k, n, on) = (group.inputs, group.columns(), &d.device);
     let y = poisoned(gpu, rows * n);
     let h = poisoned(gpu, rows * n / 2);
@@ -204,14 +35,24 @@ fn run(gpu: &Device, d: &Data, from: usize, rows: usize, by: Option<&str>) -> Re
         group,
         x: on.x.ptr().at(from * k),
         weight: on.weight.ptr(),
-        bias: if d.case.bias { on.bias.ptr() } else { Ptr::NULL },
-        low: (group.low() > 0).then(|| LowForward { low: on.low.ptr().at(from * group.low()), b: on.b.ptr() }),
+        bias: if d.case.bias {
+            on.bias.ptr()
+        } else {
+            Ptr::NULL
+        },
+        low: (group.low() > 0).then(|| LowForward {
+            low: on.low.ptr().at(from * group.low()),
+            b: on.b.ptr(),
+        }),
         epilogue: match d.case.kind {
             Kind::Plain => Epilogue::None,
             Kind::Residual => Epilogue::Residual(on.residual.ptr().at(from * n)),
-            Kind::Rope(head_dim, rotated) => {
-                Epilogue::Rope { table: on.table.ptr(), positions: on.positions.ptr().at(from), head_dim, rotated }
-            }
+            Kind::Rope(head_dim, rotated) => Epilogue::Rope {
+                table: on.table.ptr(),
+                positions: on.positions.ptr().at(from),
+                head_dim,
+                rotated,
+            },
             Kind::SwiGlu => Epilogue::SwiGlu(h.ptr()),
         },
         y: y.ptr(),
@@ -248,7 +89,8 @@ fn exact(d: &Data, t: usize, n: usize) -> (f64, f64) {
     let at = group.low_at[member.unwrap()];
     if at != NO_LOW {
         for r in 0..group.rank {
-            let term = d.low[t * group.low() + at as usize + r].to_f64() * d.b[n * group.rank + r].to_f64();
+            let term = d.low[t * group.low() + at as usize + r].to_f64()
+                * d.b[n * group.rank + r].to_f64();
             sum += term;
             bound += 2.0 * group.rank as f64 * 2f64.powi(-24) * term.abs();
         }
@@ -268,11 +110,19 @@ fn wanted(d: &Data, t: usize, n: usize) -> (f64, f64) {
         Kind::Residual => (v + d.residual[t * columns + n].to_f64(), e),
         Kind::Rope(dim, rotated) if n < dim * rotated => {
             let (half, within_head) = (dim / 2, n % dim);
-            let other = if within_head < half { n + half } else { n - half };
+            let other = if within_head < half {
+                n + half
+            } else {
+                n - half
+            };
             let (u, f) = exact(d, t, other);
             let at = 2 * (d.positions[t] as usize * half + within_head % half);
             let (cos, sin) = (f64::from(d.table[at]), f64::from(d.table[at + 1]));
-            let turned = if within_head < half { v * cos - u * sin } else { v * cos + u * sin };
+            let turned = if within_head < half {
+                v * cos - u * sin
+            } else {
+                v * cos + u * sin
+            };
             (turned, e + f + 2f64.powi(-22) * (v.abs() + u.abs()))
         }
         _ => (v, e),
@@ -295,19 +145,33 @@ fn check(gpu: &Device, d: &Data, rows: usize, samples: usize) {
     let (y, h) = run(gpu, d, 0, rows, None).unwrap();
     let n = case.group().columns();
     let mut r = Random(rows as u64 ^ 0x5A5A);
-    let mut compare = |what: &str, got: &[bf16], width: usize, f: fn(&Data, usize, usize) -> (f64, f64)| {
-        let chosen: Vec<usize> = if got.len() <= samples { (0..got.len()).collect() } else { (0..samples).map(|_| r.below(got.len())).collect() };
-        let want: Vec<(f64, f64)> = chosen.iter().map(|i| f(d, i / width, i % width)).collect();
-        let got_all: Vec<f64> = got.iter().map(|v| v.to_f64()).collect();
-        assert!(got_all.iter().all(|v| v.is_finite()), "{what} {case:?}: poison left at {:?}", got_all.iter().position(|v| !v.is_finite()));
-        let picked: Vec<f64> = chosen.iter().map(|i| got_all[*i]).collect();
-        let values: Vec<f64> = want.iter().map(|w| w.0).collect();
-        within(&format!("{what} of {rows} rows, {case:?}"), &picked, &values, |i| want[i].1);
-        if chosen.len() >= 256 {
-            let error = relative(&picked, &values);
-            assert!(error <= 3e-3, "{what} {case:?}: relative error {error}");
-        }
-    };
+    let mut compare =
+        |what: &str, got: &[bf16], width: usize, f: fn(&Data, usize, usize) -> (f64, f64)| {
+            let chosen: Vec<usize> = if got.len() <= samples {
+                (0..got.len()).collect()
+            } else {
+                (0..samples).map(|_| r.below(got.len())).collect()
+            };
+            let want: Vec<(f64, f64)> = chosen.iter().map(|i| f(d, i / width, i % width)).collect();
+            let got_all: Vec<f64> = got.iter().map(|v| v.to_f64()).collect();
+            assert!(
+                got_all.iter().all(|v| v.is_finite()),
+                "{what} {case:?}: poison left at {:?}",
+                got_all.iter().position(|v| !v.is_finite())
+            );
+            let picked: Vec<f64> = chosen.iter().map(|i| got_all[*i]).collect();
+            let values: Vec<f64> = want.iter().map(|w| w.0).collect();
+            within(
+                &format!("{what} of {rows} rows, {case:?}"),
+                &picked,
+                &values,
+                |i| want[i].1,
+            );
+            if chosen.len() >= 256 {
+                let error = relative(&picked, &values);
+                assert!(error <= 3e-3, "{what} {case:?}: relative error {error}");
+            }
+        };
     compare("y", &y, n, wanted);
     if case.kind == Kind::SwiGlu {
         compare("h", &h, n / 2, wanted_h);
@@ -321,20 +185,47 @@ fn cases() -> impl Strategy<Value = Case> {
         (1usize..5, 0usize..4).prop_map(|(sixteens, heads)| Kind::Rope(16 * sixteens, heads)),
         Just(Kind::SwiGlu)
     ];
-    let storage = prop_oneof![Just(Storage::Bf16), Just(Storage::Nf4), Just(Storage::Nf4Double)];
+    let storage = prop_oneof![
+        Just(Storage::Bf16),
+        Just(Storage::Nf4),
+        Just(Storage::Nf4Double)
+    ];
     let members = (1usize..12, 0usize..6, 0usize..6);
-    (1usize..40, 1usize..90, members, 0usize..9, any::<[bool; 3]>(), any::<bool>(), kind, storage).prop_map(
-        |(rows, eighths, (a, b, c), sixteens, adapted, bias, kind, storage)| {
-            let inputs = if storage == Storage::Bf16 { 8 * eighths } else { 64 * (eighths / 6 + 1) };
-            let mut outputs = [8 * a, 8 * b, if b == 0 { 0 } else { 8 * c }];
-            match kind {
-                Kind::SwiGlu => outputs = [8 * a, 8 * a, 0],
-                Kind::Rope(dim, heads) => outputs[0] = (dim * heads).max(8),
-                _ => {}
-            }
-            Case { rows, inputs, outputs, rank: 16 * sixteens, adapted, bias, kind, storage }
-        },
+    (
+        1usize..40,
+        1usize..90,
+        members,
+        0usize..9,
+        any::<[bool; 3]>(),
+        any::<bool>(),
+        kind,
+        storage,
     )
+        .prop_map(
+            |(rows, eighths, (a, b, c), sixteens, adapted, bias, kind, storage)| {
+                let inputs = if storage == Storage::Bf16 {
+                    8 * eighths
+                } else {
+                    64 * (eighths / 6 + 1)
+                };
+                let mut outputs = [8 * a, 8 * b, if b == 0 { 0 } else { 8 * c }];
+                match kind {
+                    Kind::SwiGlu => outputs = [8 * a, 8 * a, 0],
+                    Kind::Rope(dim, heads) => outputs[0] = (dim * heads).max(8),
+                    _ => {}
+                }
+                Case {
+                    rows,
+                    inputs,
+                    outputs,
+                    rank: 16 * sixteens,
+                    adapted,
+                    bias,
+                    kind,
+                    storage,
+                }
+            },
+        )
 }
 
 proptest! {
@@ -360,22 +251,93 @@ const PLAIN: Case = Case {
 
 /// The decode step of Qwen2.5-3B, Llama-3.1-8B and a 14336-wide down projection, and edges of K.
 fn model_shapes() -> Vec<Case> {
-    let qkv = Case { outputs: [2048, 256, 256], kind: Kind::Rope(128, 18), bias: true, rank: 64, adapted: [true, false, true], ..PLAIN };
-    let qkv_8b = Case { inputs: 4096, outputs: [4096, 1024, 1024], kind: Kind::Rope(128, 40), rank: 64, adapted: [true; 3], ..PLAIN };
+    let qkv = Case {
+        outputs: [2048, 256, 256],
+        kind: Kind::Rope(128, 18),
+        bias: true,
+        rank: 64,
+        adapted: [true, false, true],
+        ..PLAIN
+    };
+    let qkv_8b = Case {
+        inputs: 4096,
+        outputs: [4096, 1024, 1024],
+        kind: Kind::Rope(128, 40),
+        rank: 64,
+        adapted: [true; 3],
+        ..PLAIN
+    };
     vec![
         qkv,
-        Case { kind: Kind::Residual, ..PLAIN },
-        Case { outputs: [5504, 5504, 0], kind: Kind::SwiGlu, rank: 16, adapted: [true, true, false], ..PLAIN },
-        Case { inputs: 11008, kind: Kind::Residual, rank: 128, adapted: [true, false, false], ..PLAIN },
-        Case { storage: Storage::Nf4Double, ..qkv_8b },
-        Case { inputs: 14336, outputs: [1024, 0, 0], storage: Storage::Nf4Double, kind: Kind::Residual, ..PLAIN },
-        Case { inputs: 4096, outputs: [2048, 2048, 0], storage: Storage::Nf4, kind: Kind::SwiGlu, ..PLAIN },
-        Case { inputs: 8, outputs: [8, 0, 0], ..PLAIN },
-        Case { inputs: 504, outputs: [40, 0, 0], ..PLAIN },
-        Case { inputs: 520, outputs: [40, 0, 0], ..PLAIN },
-        Case { inputs: 64, outputs: [8, 0, 0], storage: Storage::Nf4, ..PLAIN },
-        Case { inputs: 64 * 17, outputs: [24, 0, 0], storage: Storage::Nf4Double, ..PLAIN },
-        Case { inputs: 64 * 31, outputs: [24, 0, 0], storage: Storage::Nf4Double, ..PLAIN },
+        Case {
+            kind: Kind::Residual,
+            ..PLAIN
+        },
+        Case {
+            outputs: [5504, 5504, 0],
+            kind: Kind::SwiGlu,
+            rank: 16,
+            adapted: [true, true, false],
+            ..PLAIN
+        },
+        Case {
+            inputs: 11008,
+            kind: Kind::Residual,
+            rank: 128,
+            adapted: [true, false, false],
+            ..PLAIN
+        },
+        Case {
+            storage: Storage::Nf4Double,
+            ..qkv_8b
+        },
+        Case {
+            inputs: 14336,
+            outputs: [1024, 0, 0],
+            storage: Storage::Nf4Double,
+            kind: Kind::Residual,
+            ..PLAIN
+        },
+        Case {
+            inputs: 4096,
+            outputs: [2048, 2048, 0],
+            storage: Storage::Nf4,
+            kind: Kind::SwiGlu,
+            ..PLAIN
+        },
+        Case {
+            inputs: 8,
+            outputs: [8, 0, 0],
+            ..PLAIN
+        },
+        Case {
+            inputs: 504,
+            outputs: [40, 0, 0],
+            ..PLAIN
+        },
+        Case {
+            inputs: 520,
+            outputs: [40, 0, 0],
+            ..PLAIN
+        },
+        Case {
+            inputs: 64,
+            outputs: [8, 0, 0],
+            storage: Storage::Nf4,
+            ..PLAIN
+        },
+        Case {
+            inputs: 64 * 17,
+            outputs: [24, 0, 0],
+            storage: Storage::Nf4Double,
+            ..PLAIN
+        },
+        Case {
+            inputs: 64 * 31,
+            outputs: [24, 0, 0],
+            storage: Storage::Nf4Double,
+            ..PLAIN
+        },
     ]
 }
 
@@ -400,11 +362,35 @@ fn a_row_does_not_feel_its_neighbours() {
         let (y, h) = run(gpu, &d, 0, 70, None).unwrap();
         let same = |what: String, from: usize, rows: usize, got: &(Vec<bf16>, Vec<bf16>)| {
             let bits = |v: &[bf16]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
-            assert!(bits(&got.0) == bits(&y[from * n..(from + rows) * n]), "{what}: y of rows {from}..+{rows} differs, {case:?}");
-            assert!(bits(&got.1) == bits(&h[from * n / 2..(from + rows) * n / 2]), "{what}: h of rows {from}..+{rows} differs, {case:?}");
+            assert!(
+                bits(&got.0) == bits(&y[from * n..(from + rows) * n]),
+                "{what}: y of rows {from}..+{rows} differs, {case:?}"
+            );
+            assert!(
+                bits(&got.1) == bits(&h[from * n / 2..(from + rows) * n / 2]),
+                "{what}: h of rows {from}..+{rows} differs, {case:?}"
+            );
         };
-        for (from, rows) in [(0, 1), (5, 1), (69, 1), (3, 2), (2, 4), (0, 7), (11, 8), (1, 9), (17, 16), (4, 31), (20, 48), (0, 64)] {
-            same("chosen".into(), from, rows, &run(gpu, &d, from, rows, None).unwrap());
+        for (from, rows) in [
+            (0, 1),
+            (5, 1),
+            (69, 1),
+            (3, 2),
+            (2, 4),
+            (0, 7),
+            (11, 8),
+            (1, 9),
+            (17, 16),
+            (4, 31),
+            (20, 48),
+            (0, 64),
+        ] {
+            same(
+                "chosen".into(),
+                from,
+                rows,
+                &run(gpu, &d, from, rows, None).unwrap(),
+            );
         }
         for name in skinny::variants(case.storage != Storage::Bf16) {
             for (from, rows) in [(9, 1), (6, 5), (13, 14), (3, 40)] {
@@ -423,7 +409,9 @@ fn twenty_runs_are_bitwise_equal() {
     let Some(gpu) = gpu::gpu() else { return };
     for case in model_shapes().into_iter().take(7) {
         let d = data(gpu, Case { rows: 5, ..case }, 7);
-        let bits = |(y, h): (Vec<bf16>, Vec<bf16>)| y.iter().chain(&h).map(|v| v.to_bits()).collect::<Vec<_>>();
+        let bits = |(y, h): (Vec<bf16>, Vec<bf16>)| {
+            y.iter().chain(&h).map(|v| v.to_bits()).collect::<Vec<_>>()
+        };
         let first = bits(run(gpu, &d, 0, 5, None).unwrap());
         for _ in 1..20 {
             assert!(first == bits(run(gpu, &d, 0, 5, None).unwrap()), "{case:?}");
@@ -441,48 +429,102 @@ fn down_agrees_with_f64_and_rows_are_independent() {
         (33, 72, [NO_LOW, 0, NO_LOW], 16),
         (3, 8, [0, NO_LOW, NO_LOW], 48),
     ] {
-        let group = Group { rows, inputs, outputs: [8, 8, 8], low_at, rank };
+        let group = Group {
+            rows,
+            inputs,
+            outputs: [8, 8, 8],
+            low_at,
+            rank,
+        };
         let (mut r, width, scale) = (Random(rows as u64), group.low(), 0.37f32);
         let (x, a) = (r.bf16s(rows * inputs, 1.0), r.bf16s(width * inputs, 0.05));
-        let (dx, da, low) = (gpu.upload(&x).unwrap(), gpu.upload(&a).unwrap(), poisoned(gpu, rows * width));
+        let (dx, da, low) = (
+            gpu.upload(&x).unwrap(),
+            gpu.upload(&a).unwrap(),
+            poisoned(gpu, rows * width),
+        );
         skinny::down(gpu, &group, dx.ptr(), da.ptr(), scale, low.ptr()).unwrap();
         let got = low.download().unwrap();
         let exact = |i: usize| {
             let (t, n) = (i / width, i % width);
-            let terms = (0..inputs).map(|k| x[t * inputs + k].to_f64() * a[n * inputs + k].to_f64() * f64::from(scale));
-            terms.fold((0.0, 0.0), |(sum, magnitude), term| (sum + term, magnitude + term.abs()))
+            let terms = (0..inputs).map(|k| {
+                x[t * inputs + k].to_f64() * a[n * inputs + k].to_f64() * f64::from(scale)
+            });
+            terms.fold((0.0, 0.0), |(sum, magnitude), term| {
+                (sum + term, magnitude + term.abs())
+            })
         };
         let want: Vec<(f64, f64)> = (0..rows * width).map(exact).collect();
         let values: Vec<f64> = want.iter().map(|w| w.0).collect();
-        within(&format!("down {rows} x {inputs}"), &gpu::f64s(&got), &values, |i| {
-            2f64.powi(-8) * want[i].0.abs() + 2.0 * inputs as f64 * 2f64.powi(-24) * want[i].1 + 1e-30
-        });
+        within(
+            &format!("down {rows} x {inputs}"),
+            &gpu::f64s(&got),
+            &values,
+            |i| {
+                2f64.powi(-8) * want[i].0.abs()
+                    + 2.0 * inputs as f64 * 2f64.powi(-24) * want[i].1
+                    + 1e-30
+            },
+        );
         let alone = poisoned(gpu, width);
         let t = rows - 1;
-        skinny::down(gpu, &Group { rows: 1, ..group }, dx.ptr().at(t * inputs), da.ptr(), scale, alone.ptr()).unwrap();
-        assert!(alone.download().unwrap() == got[t * width..], "a row alone differs");
+        skinny::down(
+            gpu,
+            &Group { rows: 1, ..group },
+            dx.ptr().at(t * inputs),
+            da.ptr(),
+            scale,
+            alone.ptr(),
+        )
+        .unwrap();
+        assert!(
+            alone.download().unwrap() == got[t * width..],
+            "a row alone differs"
+        );
     }
 }
 
 #[test]
 fn logits_are_f32() {
     let Some(gpu) = gpu::gpu() else { return };
-    for (rows, hidden, vocab) in [(1, 2048, 4099), (3, 64, 320), (17, 1024, 1003), (48, 2048, 257)] {
+    for (rows, hidden, vocab) in [
+        (1, 2048, 4099),
+        (3, 64, 320),
+        (17, 1024, 1003),
+        (48, 2048, 257),
+    ] {
         let mut r = Random(vocab as u64);
         let (x, w) = (r.bf16s(rows * hidden, 1.0), r.bf16s(vocab * hidden, 0.03));
-        let (dx, dw, out) = (gpu.upload(&x).unwrap(), gpu.upload(&w).unwrap(), poisoned_f32(gpu, rows * vocab));
+        let (dx, dw, out) = (
+            gpu.upload(&x).unwrap(),
+            gpu.upload(&w).unwrap(),
+            poisoned_f32(gpu, rows * vocab),
+        );
         skinny::logits(gpu, rows, hidden, vocab, dx.ptr(), dw.ptr(), out.ptr()).unwrap();
-        let got: Vec<f64> = out.download().unwrap().iter().map(|v| f64::from(*v)).collect();
+        let got: Vec<f64> = out
+            .download()
+            .unwrap()
+            .iter()
+            .map(|v| f64::from(*v))
+            .collect();
         assert!(got.iter().all(|v| v.is_finite()));
         let chosen: Vec<usize> = (0..800).map(|_| r.below(got.len())).collect();
         let exact = |i: &usize| {
-            let terms = (0..hidden).map(|k| x[i / vocab * hidden + k].to_f64() * w[i % vocab * hidden + k].to_f64());
-            terms.fold((0.0, 0.0), |(sum, magnitude), term| (sum + term, magnitude + term.abs()))
+            let terms = (0..hidden)
+                .map(|k| x[i / vocab * hidden + k].to_f64() * w[i % vocab * hidden + k].to_f64());
+            terms.fold((0.0, 0.0), |(sum, magnitude), term| {
+                (sum + term, magnitude + term.abs())
+            })
         };
         let want: Vec<(f64, f64)> = chosen.iter().map(exact).collect();
         let values: Vec<f64> = want.iter().map(|w| w.0).collect();
         let picked: Vec<f64> = chosen.iter().map(|i| got[*i]).collect();
-        within(&format!("logits {rows} x {hidden} x {vocab}"), &picked, &values, |i| 2.0 * hidden as f64 * 2f64.powi(-24) * want[i].1 + 1e-30);
+        within(
+            &format!("logits {rows} x {hidden} x {vocab}"),
+            &picked,
+            &values,
+            |i| 2.0 * hidden as f64 * 2f64.powi(-24) * want[i].1 + 1e-30,
+        );
         assert!(relative(&picked, &values) <= 3e-5);
     }
 }
@@ -491,9 +533,15 @@ fn logits_are_f32() {
 fn what_cannot_be_done_is_refused() {
     let Some(gpu) = gpu::gpu() else { return };
     let refused = |case: Case| {
-        let d = Case { storage: Storage::Bf16, ..case };
+        let d = Case {
+            storage: Storage::Bf16,
+            ..case
+        };
         let d = data(gpu, d, 1);
-        let weights = [Weights { packed: Ptr::NULL, absmax: Absmax::Plain(Ptr::NULL) }];
+        let weights = [Weights {
+            packed: Ptr::NULL,
+            absmax: Absmax::Plain(Ptr::NULL),
+        }];
         let forward = Forward {
             group: case.group(),
             x: d.device.x.ptr(),
@@ -503,8 +551,25 @@ fn what_cannot_be_done_is_refused() {
             epilogue: Epilogue::None,
             y: Ptr::NULL,
         };
-        matches!(skinny::forward_nf4(gpu, &forward, &weights), Err(LaunchError::Unsupported(_)))
+        matches!(
+            skinny::forward_nf4(gpu, &forward, &weights),
+            Err(LaunchError::Unsupported(_))
+        )
     };
-    assert!(refused(Case { inputs: 72, outputs: [8, 0, 0], ..PLAIN }), "blocks cross rows");
-    assert!(refused(Case { inputs: 64, outputs: [8, 8, 0], ..PLAIN }), "two members, one matrix");
+    assert!(
+        refused(Case {
+            inputs: 72,
+            outputs: [8, 0, 0],
+            ..PLAIN
+        }),
+        "blocks cross rows"
+    );
+    assert!(
+        refused(Case {
+            inputs: 64,
+            outputs: [8, 8, 0],
+            ..PLAIN
+        }),
+        "two members, one matrix"
+    );
 }
