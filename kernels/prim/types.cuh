@@ -24,3 +24,6 @@ __device__ __forceinline__ float to_float(bf16 v) { return __bfloat162float(v); 
 __device__ __forceinline__ bf16 to_bf16(float v) { return __float2bfloat16_rn(v); }
 
 template <typename T> __host__ __device__ constexpr T div_up(T a, T b) { return (a + b - 1) / b; }
+
+// 8 bytes: four bf16 or two f32.
+__device__ __forceinline__ uint2 load8(const void* p) { return *reinterpret_cast<const uint2*>(p); }

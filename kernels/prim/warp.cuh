@@ -63,3 +63,11 @@ template <int THREADS> __device__ __forceinline__ double block_sum(double v, dou
 template <typename T> __device__ __forceinline__ T warp_xor(T v, int distance) { return __shfl_xor_sync(0xffffffffu, v, distance); }
 // Waits for the warp's lanes and their shared-memory writes.
 __device__ __forceinline__ void warp_barrier() { __syncwarp(); }
+// Another lane's value.
+template <typename T> __device__ __forceinline__ T from_lane(T v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
+// Largest of each aligned group of eight lanes, in all of them.
+__device__ __forceinline__ float lanes8_max(float v) {
+#pragma unroll
+    for (int d = 4; d > 0; d /= 2) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, d));
+    return v;
+}

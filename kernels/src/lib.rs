@@ -23,6 +23,8 @@ pub mod linear;
 pub mod norm;
 pub mod optimizer;
 pub mod sample;
+pub mod nf4;
+pub mod skinny;
 
 /// Machine code of each kernel family, from `build.rs`.
 #[cfg(feature = "cuda")]

@@ -1,0 +1,29 @@
+// Few-row products (decode) with NF4 weights as bitsandbytes stores them: no repacking, no bf16 copy.
+//
+//   y[t, n] = epilogue(sum_b absmax[n, b] sum_{k in b} x[t, k] codebook[code[n, k]] + sum_r low[t, at(n) + r] B[n, r] + bias[n])
+// b runs over blocks of 64 columns (K % 64 == 0: no block crosses a row). Layouts: packed[N, K / 2] u8, scales f32 or u8 + f32 a 256 blocks
+// + offset, a member of a group on its own; the rest as in skinny.cu. Sums f32; a block's product is scaled in f32 (the codebook enters the
+// tensor core as bf16, see CODE_UNIT); one rounding a stored element; all writes are `=`. Method: prim/skinny.cuh.
+//
+// Budget, 16x8 at T = 1: 0.516 B a weight from HBM, once. Shared memory limits: a block of 16 x 64 codes costs 16 clocks of table lookups
+// and 8 of ring traffic, and at 4.3 TB/s an SM has 27 for it. 32 KB tables, 8 KB sums, 1.25 KB a warp and stage, x. Registers: two CTAs an
+// SM (128) up to 16x16. Should reach 75% of copy bandwidth at T = 1; from T = 8 on x through the L2 weighs as in skinny.cu.
+#include "prim/skinny.cuh"
+
+using skinny::NF4;
+using skinny::Params;
+
+// name, tiles of 16 rows, groups of 8 tokens, x resident, stages, blocks of 64 a stage, CTAs an SM.
+#define PRODUCT(name, MT, NT, RESIDENT, STAGES, DEPTH, CTAS)                                                                     \
+    extern "C" __global__ void __launch_bounds__(skinny::THREADS, CTAS) name(const __grid_constant__ Params p) { \
+        skinny::product<NF4, MT, NT, RESIDENT, STAGES, DEPTH>(p);                                                                \
+    }
+PRODUCT(skinny_nf4_deep_16x8, 1, 1, true, 6, 2, 2)
+PRODUCT(skinny_nf4_resident_16x8, 1, 1, true, 4, 2, 2)
+PRODUCT(skinny_nf4_resident_16x16, 1, 2, true, 4, 2, 1)
+PRODUCT(skinny_nf4_stream_16x8, 1, 1, false, 4, 2, 2)
+PRODUCT(skinny_nf4_stream_16x16, 1, 2, false, 4, 2, 1)
+PRODUCT(skinny_nf4_stream_32x8, 2, 1, false, 4, 2, 1)
+PRODUCT(skinny_nf4_stream_32x16, 2, 2, false, 3, 2, 1)
+PRODUCT(skinny_nf4_stream_32x32, 2, 4, false, 4, 1, 1)
+PRODUCT(skinny_nf4_stream_64x32, 4, 4, false, 3, 1, 1)
