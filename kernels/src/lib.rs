@@ -6,6 +6,7 @@
 
 #[cfg(feature = "cuda")]
 pub mod device;
+pub mod gemm_hopper;
 pub mod launch;
 pub mod linear;
 
