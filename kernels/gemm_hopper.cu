@@ -7,8 +7,9 @@
 // it go first, through spare accumulators, because the mask must not touch the base product.
 //
 // Budget of a 128 x 256 tile: 2 * 128 * 256 * K FLOP; (128 + 256) * K * 2 bytes from L2, (128 + 128) * K * 2 with a pair sharing b.
-// Shared memory 4 stages of 48 KB and 32 KB for stores; registers 232 a consumer thread (128 accumulators), 40 a producer thread;
-// one block of 384 threads an SM, persistent. Peak: the tensor cores' (about 790 TFLOP/s on an H200); aim: 95 % of cuBLAS.
+// Shared memory 4 stages of 48 KB and 32 KB for stores; registers 232 a consumer thread (128 accumulators), 40 a producer thread (a ninth
+// warp instead of a third warpgroup would leave 168 to each: a quarter of the SM's registers for three warps); one block of 384 threads
+// an SM, persistent. Peak: the tensor cores' (about 790 TFLOP/s on an H200); aim: 95 % of cuBLAS.
 //
 // Roles: warpgroup 0 brings tiles in (one thread, copy engine), warpgroups 1 and 2 multiply 64 rows each. A ring of stages with barriers
 // `full` (the producer's arrival and the bytes) and `empty` (one arrival a consumer warp of each block that the stage is filled for).
@@ -241,51 +242,51 @@ template <class T, Kind KIND, int CLUSTER> struct Consumer {
         wgmma_pin(d);
     }
 
-    // Keep bits of this thread's 32 elements of a 64-column chunk, in the accumulator's order. Pinned between the issue of the products
-    // and the wait for them: moved out of there, the key schedule and other chunks' words took 100 registers and more.
-    __device__ __forceinline__ uint32_t keep_bits(StepState state, uint32_t stream, uint32_t row, uint32_t column) const {
-        uint32_t bits = 0;
-        wgmma_pin(state.seed);
-        wgmma_pin(state.step);
-        wgmma_pin(stream);
-        wgmma_pin(row);
-        wgmma_pin(column);
-#pragma unroll
-        for (int call = 0; call < 4; ++call) {  // block of 32 columns, then row
-            const uint32_t block = call >> 1, r = call & 1;
-            const Philox u = dropout_uniforms(state, stream, state.first_token + row + 8 * r, column / 32 + block, lane % 4);
-            uint32_t some = 0;
-#pragma unroll
-            for (int j = 0; j < 4; ++j)
-                some |= uint32_t((u.w[j] & 0xffff) >= p.threshold) << (4 * j) | uint32_t((u.w[j] >> 16) >= p.threshold) << (4 * j + 1);
-            bits |= some << (16 * block + 2 * r);
-        }
-        wgmma_pin(bits);
-        return bits;
-    }
-    // d = keep_scale sum over members of mask . (a2 b2), 64 columns at a time.
-    __device__ __forceinline__ void masked_low(float (&d)[ACCUMULATORS], const Place& w, const StepState& state) {
-        const uint32_t row = w.row + 64 * group + 16 * warp + lane / 4;
+    // d += keep_scale sum over members of mask . (a2 b2). By mma.sync, 32 columns at a time: a spare wgmma accumulator of 64 columns made ptxas
+    // serialise every wgmma of the kernel and spill; beside Philox (80 instructions for 8 elements) the slower product does not show.
+    __device__ __forceinline__ void masked_low(float (&d)[ACCUMULATORS], const Place& w) {
+        const StepState state = *p.state;
+        const uint64_t token = state.first_token + w.row + 64 * group + 16 * warp + lane / 4;
+        // Row lane % 16 and 16-byte chunk lane / 16 of a 128-byte swizzled box; chunk c + 2 i is at this ^ 32 i.
+        const uint32_t lane_at = lane % 16 * (BK * 2) + ((lane / 16 ^ lane % 8) << 4);
 #pragma unroll 1
         for (uint32_t m = 0; m < MEMBERS; ++m)
 #pragma unroll 1
             for (uint32_t s = 0; s < low_steps(p, m); ++s) {
                 mbarrier_wait(full + 8 * at.stage, at.phase);
-                const uint32_t a = a_low(at.stage), b = b_low(at.stage), stream = p.streams[m];
+                const uint32_t from = base + at.stage * T::STAGE, stream = p.streams[m];
 #pragma unroll
-                for (int chunk = 0; chunk < T::BN / 64; ++chunk) {
-                    float part[32];
-                    wgmma_fence();
+                for (int block = 0; block < T::BN / 32; ++block) {
+                    // As if they changed: else key schedules, first rounds and addresses of all blocks are kept in registers.
+                    StepState now = state;
+                    uint32_t from_stream = stream, column = w.column + 32 * block;
+                    wgmma_pin(now.seed);
+                    wgmma_pin(from_stream);
+                    wgmma_pin(column);
+                    Philox u[2];
 #pragma unroll
-                    for (int k = 0; k < K16; ++k)
-                        multiply<0, 64, NM>(part, a + k * WGMMA_K16, b + chunk * (BK * BK * 2 >> 4) + k * B_STEP, k);
-                    wgmma_commit();
-                    const uint32_t bits = keep_bits(state, stream, row, w.column + 64 * chunk);
-                    wgmma_wait<0>();
-                    wgmma_pin(part);
+                    for (int r = 0; r < 2; ++r) u[r] = dropout_uniforms(now, from_stream, token + 8 * r, column / 32, lane % 4);
+                    float part[4][4] = {};
+                    const uint32_t box = from + A_BYTES + block / 2 * (BK * BK * 2);
 #pragma unroll
-                    for (int i = 0; i < 32; ++i) d[32 * chunk + i] += (bits >> i & 1) ? part[i] * p.keep_scale : 0.f;
+                    for (int k = 0; k < K16; ++k) {
+                        uint32_t a[4];  // fetched again for each block: sixteen registers less
+                        ldmatrix_x4(a, from + (64 * group + 16 * warp) * (BK * 2) + (lane_at ^ 32 * k));
+#pragma unroll
+                        for (int j = 0; j < 4; j += 2) {
+                            uint32_t b[4];
+                            ldmatrix_x4_trans(b, box + k * (16 * BK * 2) + (lane_at ^ 64 * (block % 2) ^ 16 * j));
+                            mma_m16n8k16(part[j], a, b[0], b[1]);
+                            mma_m16n8k16(part[j + 1], a, b[2], b[3]);
+                        }
+                    }
+#pragma unroll
+                    for (int i = 0; i < 16; ++i) {
+                        const uint32_t word = u[i / 2 % 2].w[i / 4], uniform = i % 2 ? word >> 16 : word & 0xffff;
+                        add_if_kept(d[16 * block + i], uniform, p.threshold, part[i / 4][i % 4], p.keep_scale);
+                    }
                 }
+                __syncwarp();
                 release(at.stage);
                 at.next();
             }
@@ -490,14 +491,12 @@ template <int BN, Kind KIND, int CLUSTER> __device__ __forceinline__ void gemm(c
         const uint32_t group = warpgroup - 1;
         Consumer<T, KIND, CLUSTER> consumer{p, base, full, empty, group, threadIdx.x / 32 % 4, threadIdx.x % 32, {},
                                             base + T::STAGING + group * 2 * BOX_BYTES, loaded + 16 * group};
-        StepState state = {};
-        if (KIND == DROPOUT) state = *p.state;
         for (uint32_t tile = first; tile < tiles; tile += stride) {
             const Place w = place<T, KIND>(p, tile, rank, CLUSTER);
             if (KIND == PLAIN && p.extra_at) consumer.expect_residual(w);
             float d[BN / 2];
             consumer.product(d, w.member);
-            if constexpr (KIND == DROPOUT) consumer.masked_low(d, w, state);
+            if constexpr (KIND == DROPOUT) consumer.masked_low(d, w);
             consumer.store(d, w);
         }
         if (consumer.leader()) tma_store_wait<0>();

@@ -30,3 +30,9 @@ __device__ __forceinline__ Philox dropout_uniforms(const StepState& s, uint32_t 
     const uint32_t k1 = (uint32_t)(s.seed >> 32) ^ (uint32_t)(s.step >> 32) ^ ((stream << 16) | (stream >> 16));
     return philox4x32((uint32_t)token, (uint32_t)(token >> 32) ^ (uint32_t)s.step, 4 * block32 + q, stream, k0, k1);
 }
+
+// d += x * scale unless the element is dropped; in place (a select took a second register for each d).
+__device__ __forceinline__ void add_if_kept(float& d, uint32_t uniform, uint32_t threshold, float x, float scale) {
+    asm volatile("{\n.reg .pred kept;\nsetp.ge.u32 kept, %1, %2;\n@kept fma.rn.f32 %0, %3, %4, %0;\n}"
+                 : "+f"(d) : "r"(uniform), "r"(threshold), "f"(x), "f"(scale));
+}
