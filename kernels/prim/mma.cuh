@@ -23,3 +23,15 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
+// Four 8x8 matrices of bf16 to shared memory (sm_90); lane l gives the address of row l % 8 of matrix l / 8, r[m] is its pair (l / 4, 2 (l % 4)) of matrix m.
+__device__ __forceinline__ void stmatrix_x4(const uint32_t (&r)[4], uint32_t address) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
+                 ::"r"(address), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
+}
+// 16 bytes of shared memory.
+__device__ __forceinline__ Vec16 load_shared16(uint32_t address) {
+    Vec16 v;
+    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.w[0]), "=r"(v.w[1]), "=r"(v.w[2]), "=r"(v.w[3]) : "r"(address) : "memory");
+    return v;
+}

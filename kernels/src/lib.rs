@@ -9,6 +9,7 @@ pub mod decode;
 #[cfg(feature = "cuda")]
 pub mod device;
 pub mod gemm;
+pub mod gemm_hopper;
 pub mod launch;
 pub mod linear;
 pub mod lora;
