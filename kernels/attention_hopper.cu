@@ -25,7 +25,6 @@ constexpr int KEYS = 128;                           // a block of keys: S in 64 
 constexpr int STAGES = 2;                           // blocks of k and of v in flight
 constexpr int BOX = 128 * 128;                      // bytes of a box: 128 rows of 64 columns
 constexpr int ARRIVALS = 4 * CONSUMERS;             // one a warp frees a stage
-constexpr float LOG2E = 1.4426950408889634f;
 static_assert(ROWS == KEYS, "one masked block a tile: the diagonal");
 
 template <int DIM> struct Shared {
@@ -40,10 +39,10 @@ struct ForwardParams {
     TensorMap qkv;        // boxes of 128 rows x 64 columns
     bf16* out;
     float* lse;
-    const Entry* work;
-    int works, tokens, queries, keys;
+    const Work* work;
+    int works, tokens, queries, keys, group;  // group: query heads of a key head
     float scale;
-    int pad[5];
+    int pad[4];
 };
 static_assert(sizeof(ForwardParams) == 192, "as in attention_hopper.rs");
 
@@ -51,7 +50,6 @@ template <int DIM> __device__ __forceinline__ void produce(const ForwardParams& 
     using M = Shared<DIM>;
     Schedule schedule{p.work, p.works, p.queries};
     Ring<STAGES> ring;
-    const int group = p.queries / p.keys;
     for (uint32_t n = 0;; ++n) {
         const Tile t = schedule.next();
         wait(base + M::Q_EMPTY, (n & 1) ^ 1);
@@ -59,7 +57,8 @@ template <int DIM> __device__ __forceinline__ void produce(const ForwardParams& 
         if (t.length == 0) { arrive(base + M::Q_FULL); return; }
         arrive_expect(base + M::Q_FULL, M::TILE);
         load_tile<DIM>(base + M::Q, BOX, p.qkv, t.head * DIM, t.start + t.tile * ROWS, base + M::Q_FULL);
-        const int k = (p.queries + t.head / group) * DIM, v = k + p.keys * DIM;
+        const int k = (p.queries + t.head / p.group) * DIM, v = k + p.keys * DIM;
+#pragma unroll 1
         for (int j = t.tile; j >= 0; --j) {
             const int row = t.start + j * KEYS;
             const uint32_t at = ring.stage * M::TILE, slot = 8 * ring.stage;
@@ -86,7 +85,7 @@ __device__ __forceinline__ void softmax(float (&s)[KEYS / 2], Softmax& rows, flo
         for (int b = 0; b < KEYS / 8; ++b) top = fmaxf(top, fmaxf(s[4 * b + 2 * h], s[4 * b + 2 * h + 1]));
         top = quad_max(top);
         if (!first) top = fmaxf(top, rows.top[h]);
-        shrink[h] = first ? 0.f : ex2((rows.top[h] - top) * scale2);
+        shrink[h] = first ? 0.f : exp2_fast((rows.top[h] - top) * scale2);
         rows.top[h] = top;
         const float offset = top * scale2;
         float sum = 0.f;
@@ -95,7 +94,7 @@ __device__ __forceinline__ void softmax(float (&s)[KEYS / 2], Softmax& rows, flo
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
                 float& x = s[4 * b + 2 * h + e];
-                x = ex2(fmaf(x, scale2, -offset));
+                x = exp2_fast(fmaf(x, scale2, -offset));
                 sum += x;
             }
         rows.sum[h] = first ? sum : fmaf(rows.sum[h], shrink[h], sum);
@@ -106,7 +105,7 @@ template <int DIM, bool TURNS> __device__ __forceinline__ void consume(const For
     using M = Shared<DIM>;
     const int lane = threadIdx.x & 31, warp = uniform(threadIdx.x / 32) & 3, quad = lane & 3;
     const int local = 64 * wg + 16 * warp + lane / 4;  // the thread's first row in the tile; the second is 8 further
-    const float scale2 = p.scale * LOG2E;
+    const float scale2 = p.scale * LOG2_E;
     const uint32_t q = base + M::Q + 64 * 128 * wg;
     Ring<STAGES> kr, vr;
     if (TURNS && wg == 1) give_turn(1);
@@ -133,10 +132,11 @@ template <int DIM, bool TURNS> __device__ __forceinline__ void consume(const For
         for (int b = 0; b < KEYS / 8; ++b)
 #pragma unroll
             for (int i = 0; i < 4; ++i)
-                if (8 * b + 2 * quad + (i & 1) > local + 8 * (i >> 1)) s[4 * b + i] = -INFINITY;
+                if (8 * b + 2 * quad + (i & 1) > local + 8 * (i >> 1)) s[4 * b + i] = MINUS_INFINITY;
         softmax(s, rows, shrink, scale2, true);
         to_operand(s, a);
 
+#pragma unroll 1
         for (int j = 1; j < blocks; ++j) {
             wait(base + M::K_FULL + 8 * kr.stage, kr.phase);
             wait(base + M::V_FULL + 8 * vr.stage, vr.phase);

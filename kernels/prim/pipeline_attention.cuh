@@ -1,7 +1,7 @@
 // What moves tiles through the Hopper attention kernels: mbarriers, copy-engine loads, named barriers, register shares, and the schedule of a
 // persistent block.
 #pragma once
-#include "mma.cuh"
+#include "heads.cuh"
 
 namespace flash {
 
@@ -58,15 +58,13 @@ __device__ __forceinline__ void give_turn(int warpgroup) {
 // The same value in every lane, known to the compiler as such.
 __device__ __forceinline__ int uniform(int v) { return __shfl_sync(0xffffffffu, v, 0); }
 
-// An entry of the work list (`Work` in attention.rs).
-struct Entry { uint32_t start, length, tile, sequence; };
 // What a block does next: rows of one sequence, one head. Length 0: nothing more.
 struct alignas(16) Tile { int start, length, tile, head; };
 
 // The block's entries of a list that is sorted longest first, heads fastest: rounds run forth and back, so that who had the longest of a
 // round has the shortest of the next.
 struct Schedule {
-    const Entry* entries;
+    const Work* entries;
     int count, heads;  // entries of the list; heads of each
     int round = 0;
 
@@ -76,7 +74,7 @@ struct Schedule {
             const int at = round * gridDim.x + ((round & 1) ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
             if (round * (int)gridDim.x >= count * heads) return {0, 0, 0, 0};
             if (at >= count * heads) continue;
-            const Entry e = entries[at / heads];
+            const Work e = entries[at / heads];
             if (e.length == 0) continue;
             ++round;
             return {(int)e.start, (int)e.length, (int)e.tile, at % heads};
@@ -93,20 +91,6 @@ template <int STAGES> struct Ring {
     }
 };
 
-__device__ __forceinline__ float ex2(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-// Over the four lanes that share an accumulator row.
-__device__ __forceinline__ float quad_max(float v) {
-    v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 1));
-    return fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 2));
-}
-__device__ __forceinline__ float quad_sum(float v) {
-    v += __shfl_xor_sync(0xffffffffu, v, 1);
-    return v + __shfl_xor_sync(0xffffffffu, v, 2);
-}
 // Word k of lane q becomes word q of lane k, in each group of four lanes.
 __device__ __forceinline__ void quad_transpose(uint32_t (&w)[4]) {
     const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;

@@ -39,8 +39,9 @@ struct ForwardParams {
     tokens: u32,
     queries: u32,
     keys: u32,
+    group: u32,
     scale: f32,
-    pad: [u32; 5],
+    pad: [u32; 4],
 }
 const _: () = assert!(size_of::<ForwardParams>() == 192);
 
@@ -61,8 +62,9 @@ struct BackwardParams {
     tokens: u32,
     queries: u32,
     keys: u32,
+    group: u32,
     scale: f32,
-    pad: [u32; 11],
+    pad: [u32; 10],
 }
 const _: () = assert!(size_of::<BackwardParams>() == 384);
 
@@ -134,8 +136,9 @@ pub fn forward_by(l: &impl Launcher, a: &Forward, name: &'static str) -> Result<
         tokens: a.tokens as u32,
         queries: a.heads.queries as u32,
         keys: a.heads.keys as u32,
+        group: (a.heads.queries / a.heads.keys) as u32,
         scale: a.scale,
-        pad: [0; 5],
+        pad: [0; 4],
     };
     let kernel = Kernel { family: FORWARD, name };
     l.launch(kernel, geometry(l.gpu(), Part::Forward, &a.heads, a.work.len), &params)
@@ -174,8 +177,9 @@ pub fn backward(l: &impl Launcher, a: &Backward) -> Result<(), LaunchError> {
         tokens: a.tokens as u32,
         queries: a.heads.queries as u32,
         keys: a.heads.keys as u32,
+        group: (a.heads.queries / a.heads.keys) as u32,
         scale: a.scale,
-        pad: [0; 11],
+        pad: [0; 10],
     };
     let names = if a.heads.dim == 128 {
         ["attention_dq_hopper_128", "attention_dkdv_hopper_128"]
