@@ -28,8 +28,18 @@ struct Inner {
 #[derive(Default)]
 struct Functions {
     modules: HashMap<&'static str, Handle<sys::CUmodule>>,
-    functions: HashMap<Kernel, Handle<sys::CUfunction>>,
+    functions: HashMap<Kernel, Function>,
 }
+
+/// A kernel and the dynamic shared memory that it may ask for.
+#[derive(Clone, Copy)]
+struct Function {
+    handle: Handle<sys::CUfunction>,
+    shared: u32,
+}
+
+/// Dynamic shared memory that every kernel may ask for, bytes.
+const SHARED_AT_ONCE: u32 = 48 << 10;
 
 /// A driver handle; the driver allows its use from every thread.
 #[derive(Clone, Copy)]
@@ -378,8 +388,10 @@ impl Device {
             .functions
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = known.functions.get(&kernel) {
-            return Ok(function.0);
+        if let Some(function) = known.functions.get(&kernel)
+            && function.shared >= shared
+        {
+            return Ok(function.handle.0);
         }
         let module = match known.modules.get(kernel.family) {
             Some(module) => module.0,
@@ -412,18 +424,20 @@ impl Device {
         // SAFETY: the module is loaded and never unloaded.
         let function =
             unsafe { result::module::get_function(module, name) }.map_err(driver(kernel.name))?;
-        if shared > 48 << 10 {
+        if shared > SHARED_AT_ONCE {
             // SAFETY: a valid function.
             unsafe {
                 result::function::set_function_attribute(
                     function,
                     sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                    self.0.gpu.shared_per_block as i32,
+                    shared as i32,
                 )
             }
             .map_err(driver(kernel.name))?;
         }
-        known.functions.insert(kernel, Handle(function));
+        let shared = shared.max(SHARED_AT_ONCE);
+        let handle = Handle(function);
+        known.functions.insert(kernel, Function { handle, shared });
         Ok(function)
     }
 }
