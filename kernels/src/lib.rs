@@ -5,6 +5,7 @@
 //! Invariant: every launch goes to one stream in call order, and no op waits, allocates or synchronises.
 
 pub mod attention;
+pub mod attention_hopper;
 pub mod decode;
 #[cfg(feature = "cuda")]
 pub mod device;

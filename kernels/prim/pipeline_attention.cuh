@@ -1,0 +1,122 @@
+// What moves tiles through the Hopper attention kernels: mbarriers, copy-engine loads, named barriers, register shares, and the schedule of a
+// persistent block.
+#pragma once
+#include "heads.cuh"
+
+namespace flash {
+
+// CUtensorMap: a 2-D bf16 matrix in boxes of rows x 64 columns, swizzled over 128 bytes.
+struct alignas(64) TensorMap { uint64_t word[16]; };
+
+__device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+// After the inits, before the block's barrier: the copy engine sees them.
+__device__ __forceinline__ void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+__device__ __forceinline__ void arrive(uint32_t barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+// One arrival, and `bytes` that the copy engine will bring.
+__device__ __forceinline__ void arrive_expect(uint32_t barrier, uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+// Waits for the phase of this parity. About two seconds (2^20 naps of up to 2 us) mean a protocol error: the kernel ends as an error, not as a
+// hang. One block of assembly, since a loop around the bound made ptxas serialise every wgmma of the forward kernel.
+__device__ __forceinline__ void wait(uint32_t barrier, uint32_t parity) {
+    asm volatile(
+        "{\n.reg .pred p;\n.reg .u32 n;\nmov.u32 n, 0;\n"
+        "again_%=:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1, 2000;\n@p bra done_%=;\n"
+        "add.u32 n, n, 1;\nsetp.lt.u32 p, n, 1048576;\n@p bra again_%=;\ntrap;\ndone_%=:\n}" ::"r"(barrier), "r"(parity)
+        : "memory");
+}
+
+// One box to shared memory; its bytes count towards `barrier`. Rows outside the matrix come as zero.
+__device__ __forceinline__ void load_box(uint32_t to, const TensorMap& map, int column, int row, uint32_t barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+                 "l"(&map), "r"(column), "r"(row), "r"(barrier)
+                 : "memory");
+}
+// DIM columns as boxes of 64, `box` bytes each.
+template <int DIM> __device__ __forceinline__ void load_tile(uint32_t to, uint32_t box, const TensorMap& map, int column, int row, uint32_t barrier) {
+#pragma unroll
+    for (int c = 0; c < DIM / 64; ++c) load_box(to + c * box, map, column + 64 * c, row, barrier);
+}
+
+template <int REGISTERS> __device__ __forceinline__ void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS)); }
+template <int REGISTERS> __device__ __forceinline__ void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS)); }
+
+// Named barriers 1 and 2 of 256 threads: two warpgroups take turns.
+__device__ __forceinline__ void await_turn(int warpgroup) {
+    if (warpgroup == 0) asm volatile("bar.sync 1, 256;" ::: "memory");
+    else asm volatile("bar.sync 2, 256;" ::: "memory");
+}
+__device__ __forceinline__ void give_turn(int warpgroup) {
+    if (warpgroup == 0) asm volatile("bar.arrive 2, 256;" ::: "memory");
+    else asm volatile("bar.arrive 1, 256;" ::: "memory");
+}
+
+// The same value in every lane, known to the compiler as such.
+__device__ __forceinline__ int uniform(int v) { return __shfl_sync(0xffffffffu, v, 0); }
+
+// What a block does next: rows of one sequence, one head. Length 0: nothing more.
+struct alignas(16) Tile { int start, length, tile, head; };
+
+// The block's entries of a list that is sorted longest first, heads fastest: rounds run forth and back, so that who had the longest of a
+// round has the shortest of the next.
+struct Schedule {
+    const Work* entries;
+    int count, heads;  // entries of the list; heads of each
+    int round = 0;
+
+    // The next tile that holds rows; length 0 at the end.
+    __device__ __forceinline__ Tile next() {
+        for (;; ++round) {
+            const int at = round * gridDim.x + ((round & 1) ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
+            if (round * (int)gridDim.x >= count * heads) return {0, 0, 0, 0};
+            if (at >= count * heads) continue;
+            const Work e = entries[at / heads];
+            if (e.length == 0) continue;
+            ++round;
+            return {(int)e.start, (int)e.length, (int)e.tile, at % heads};
+        }
+    }
+};
+
+// Place in a ring of stages: n-th use, counted over the block's whole life.
+template <int STAGES> struct Ring {
+    int stage = 0;
+    uint32_t phase = 0;
+    __device__ __forceinline__ void step() {
+        if (++stage == STAGES) { stage = 0; phase ^= 1; }
+    }
+};
+
+// Word k of lane q becomes word q of lane k, in each group of four lanes.
+__device__ __forceinline__ void quad_transpose(uint32_t (&w)[4]) {
+    const bool odd = threadIdx.x & 1, high = threadIdx.x & 2;
+#pragma unroll
+    for (int k = 0; k < 4; k += 2) {
+        const uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? w[k] : w[k + 1], 1);
+        if (odd) w[k] = other; else w[k + 1] = other;
+    }
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+        const uint32_t other = __shfl_xor_sync(0xffffffffu, high ? w[k] : w[k + 2], 2);
+        if (high) w[k] = other; else w[k + 2] = other;
+    }
+}
+
+// Rows g (half 0) or g + 8 (half 1) of an accumulator, to bf16 at `row` (the address of the lane's own row), 64 bytes a row and store.
+template <int REGS> __device__ __forceinline__ void store_row(const float (&d)[REGS], int half, bf16* row, bool stored) {
+    const int q = threadIdx.x & 3;
+#pragma unroll
+    for (int b = 0; b < REGS / 4; b += 4) {
+        uint32_t w[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) w[k] = pack_bf16(d[4 * (b + k) + 2 * half], d[4 * (b + k) + 2 * half + 1]);
+        quad_transpose(w);
+        if (stored) store16(row + 8 * (b + q), {{w[0], w[1], w[2], w[3]}});
+    }
+}
+
+}  // namespace flash
