@@ -37,6 +37,7 @@ __device__ __forceinline__ bool keeps_high(uint32_t word, uint32_t threshold) { 
 // The same as a bit mask over a packed pair of bf16.
 __device__ __forceinline__ uint32_t keep_bits(uint32_t word, uint32_t threshold) {
     return (keeps_low(word, threshold) ? 0xffffu : 0u) | (keeps_high(word, threshold) ? 0xffff0000u : 0u);
+}
 // d += x * scale unless the element is dropped; in place (a select took a second register for each d).
 __device__ __forceinline__ void add_if_kept(float& d, uint32_t uniform, uint32_t threshold, float x, float scale) {
     asm volatile("{\n.reg .pred kept;\nsetp.ge.u32 kept, %1, %2;\n@kept fma.rn.f32 %0, %3, %4, %0;\n}"

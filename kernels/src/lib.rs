@@ -6,27 +6,23 @@
 
 pub mod attention;
 pub mod attention_hopper;
+pub mod cross_entropy;
 pub mod decode;
 #[cfg(feature = "cuda")]
 pub mod device;
+pub mod elementwise;
+pub mod embed;
 pub mod gemm;
 pub mod gemm_hopper;
 pub mod launch;
 pub mod linear;
 pub mod lora;
-pub mod weight_grad;
-pub mod cross_entropy;
-#[cfg(feature = "cuda")]
-pub mod device;
-pub mod elementwise;
-pub mod embed;
-pub mod launch;
-pub mod linear;
+pub mod nf4;
 pub mod norm;
 pub mod optimizer;
 pub mod sample;
-pub mod nf4;
 pub mod skinny;
+pub mod weight_grad;
 
 /// Machine code of each kernel family, from `build.rs`.
 #[cfg(feature = "cuda")]
