@@ -164,7 +164,7 @@ fn main() -> Result<()> {
     };
     let dir = args.dir.join(&args.model);
     write_model(&dir, &config(&args.model)?)?;
-    let backend = Cuda::open(0).context("opening the GPU")?;
+    let backend = Cuda::open().context("opening the GPU")?;
     let (free, _) = backend.device().free_memory()?;
     let began = Instant::now();
     let decoder = Decoder::load(backend.clone(), &dir, precision, true)?;

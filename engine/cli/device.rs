@@ -45,7 +45,9 @@ impl DeviceArgs {
             #[cfg(feature = "cuda")]
             Device::Cuda => match crate::backend::cuda::Cuda::open() {
                 Ok(cuda) => Ok(Opened::Cuda(cuda)),
-                Err(e) => Err(Failure::Work(e.into())),
+                Err(e) => Err(Failure::Input(anyhow::anyhow!(
+                    "`--device cuda`: {e}; `medft-engine doctor` says what this machine has, `--device cpu` computes without a GPU"
+                ))),
             },
             #[cfg(not(feature = "cuda"))]
             Device::Cuda => Err(Failure::Input(anyhow::anyhow!(

@@ -13,7 +13,7 @@ mod absmax;
 pub mod checkpoint;
 mod dynamic_map;
 
-pub use absmax::{Absmax, NESTED_BLOCK};
+pub use absmax::{Absmax, NESTED_BLOCK, mean as mean_scale};
 pub use dynamic_map::DYNAMIC_MAP;
 
 /// Values that share one scale.

@@ -5,7 +5,7 @@ pub mod metrics;
 pub mod schedule;
 pub mod session;
 pub mod snapshot;
-mod step;
+pub mod step;
 
 use crate::backend::BackendError;
 use crate::data::whole_file::WriteError;

@@ -103,7 +103,7 @@ impl Cuda {
         let forward = Forward {
             heads: heads(shape),
             tokens: batch.packed.tokens(),
-            work: batch.works(if hopper { attention_hopper::FORWARD_TILE } else { attention::FORWARD_TILE })?,
+            work: batch.works(if hopper { attention_hopper::TILE } else { attention::FORWARD_TILE })?,
             qkv: qkv.ptr(),
             scale: scale(shape),
             out,
@@ -130,7 +130,7 @@ impl Cuda {
         let backward = Backward {
             heads: heads(shape),
             tokens,
-            work: batch.works(if hopper { attention_hopper::BACKWARD_TILE } else { attention::BACKWARD_TILE })?,
+            work: batch.works(if hopper { attention_hopper::TILE } else { attention::BACKWARD_TILE })?,
             qkv: qkv.ptr(),
             scale: scale(shape),
             out: out.ptr(),
@@ -165,7 +165,8 @@ impl Cuda {
         let heads = cache.heads;
         let longest = batch.context;
         let mut scratch = self.scratch();
-        let [partial] = scratch.take(d, [4 * decode::scratch_len(&heads, sequences.len(), longest)])?;
+        let partial = 4 * decode::scratch_len(&heads, sequences.len(), longest);
+        let [partial, lse] = scratch.take(d, [partial, 4 * shape.queries * batch.packed.tokens()])?;
         let cached = Cached {
             heads,
             scale: scale(shape),
@@ -183,7 +184,6 @@ impl Cuda {
         if sequences.iter().all(|s| s.past == 0) {
             // Nothing is cached yet: the rows attend to the batch itself.
             decode::append(d, &cached)?;
-            let [lse] = scratch.take(d, [4 * shape.queries * cached.tokens])?;
             return self.attend(shape, batch, qkv, out.ptr(), lse.cast());
         }
         decode::append_and_attend(d, &cached)

@@ -10,10 +10,12 @@ use crate::backend::{HeadBackward, Weight};
 use half::bf16;
 use medft_kernels::cross_entropy::{self, Chunk, Gradient};
 use medft_kernels::gemm::{self, Output};
-use medft_kernels::{LaunchError, Launcher, Ptr, elementwise, gemm_hopper, skinny, weight_grad};
+use medft_kernels::gemm_hopper::{self, Plain, Product};
+use medft_kernels::linear::{self, Group, MEMBERS, NO_LOW};
+use medft_kernels::{LaunchError, Launcher, Ptr, elementwise, skinny, weight_grad};
 
-/// Rows of a chunk: 1,024 x 151,936 f32 logits are 0.6 GB.
-const CHUNK: usize = 1024;
+/// Rows of a chunk: 2,048 x 2,048 inputs are 128 tiles of the product that goes back, about as many as an H100 has multiprocessors.
+const CHUNK: usize = 2048;
 
 /// What the head works on.
 pub struct Head<'a> {
@@ -44,14 +46,15 @@ impl Cuda {
             _ => 0,
         };
         let mut scratch = self.scratch();
-        let sizes = [self.wide_bytes(head), 2 * rows * h, 4 * rows * stride, 4 * rows, 2 * kept * h, 4 * partials];
-        let [weight, x, logits, lse, dx, partials] = scratch.take(d, sizes)?;
+        let dz = if backward.is_some() { rows * stride } else { 0 };
+        let sizes = [self.wide_bytes(head), 2 * rows * h, 4 * rows * stride, 4 * rows, 2 * dz, 2 * kept * h, 4 * partials];
+        let [weight, x, logits, lse, dz, dx, partials] = scratch.take(d, sizes)?;
         let weight = self.head_weight(head, weight.cast())?;
         let (x, logits, lse, dx) = (x.cast::<bf16>(), logits.cast::<f32>(), lse.cast::<f32>(), dx.cast::<bf16>());
         for first in (0..targets).step_by(CHUNK) {
             let n = CHUNK.min(targets - first);
             elementwise::gather_rows(d, n, h, head.x.ptr(), head.batch.target_rows.at(first), x)?;
-            self.product(n, stride, h, x, weight, logits)?;
+            self.logits_of(n, stride, h, x, weight, logits)?;
             let chunk = Chunk {
                 rows: n,
                 vocab: v,
@@ -64,18 +67,28 @@ impl Cuda {
                 cross_entropy::loss(d, &chunk, losses, lse)?;
                 continue;
             };
-            // The bf16 gradients of a row take the first half of its f32 logits.
-            let dz = Gradient {
+            let gradients = Gradient {
                 scale: back.grad_scale,
-                d: logits.cast(),
-                stride: 2 * stride,
+                d: dz.cast(),
+                stride,
             };
-            cross_entropy::loss_and_gradient(d, &chunk, losses, lse, &dz)?;
-            let shape = gemm::Shape { m: n, n: h, k: stride };
-            gemm::plain_nn(d, shape, dz.d, dz.stride, weight, h, Output::Bf16(dx.at(first * h)))?;
+            cross_entropy::loss_and_gradient(d, &chunk, losses, lse, &gradients)?;
+            self.input_gradient(&linear::Backward {
+                group: Group {
+                    rows: n,
+                    inputs: h,
+                    outputs: [stride, 0, 0],
+                    low_at: [NO_LOW; MEMBERS],
+                    rank: 0,
+                },
+                dy: gradients.d,
+                weight,
+                low: None,
+                dx: dx.at(first * h),
+            })?;
             if let Weight::Trained(slot) = head.weight {
                 let to = back.grads.ptr().at(slot.offset);
-                weight_grad::weight_grad(d, gradient(n, v, h), dz.d, dz.stride, x, h, to, partials.cast())?;
+                weight_grad::weight_grad(d, gradient(n, v, h), gradients.d, stride, x, h, to, partials.cast())?;
             }
         }
         let Some(back) = backward else { return Ok(()) };
@@ -94,11 +107,11 @@ impl Cuda {
         if head.batch.decoding && n <= FEW {
             return skinny::logits(d, n, h, v, x, weight, to);
         }
-        self.product(n, v, h, x, weight, to)
+        self.logits_of(n, v, h, x, weight, to)
     }
 
     /// `to = x W^T` in f32.
-    fn product(
+    fn logits_of(
         &self,
         n: usize,
         v: usize,
@@ -108,11 +121,19 @@ impl Cuda {
         to: Ptr<f32>,
     ) -> Result<(), LaunchError> {
         let d = &self.0.device;
-        if gemm_hopper::supports_plain(d.gpu(), n, v, h) {
-            gemm_hopper::plain_nt_f32(d, n, v, h, x, weight, to)
-        } else {
-            gemm::plain_nt(d, gemm::Shape { m: n, n: v, k: h }, x, h, weight, h, Output::F32(to))
+        let plain = Plain {
+            rows: n,
+            inputs: h,
+            outputs: v,
+            x,
+            weight,
+            y: Product::F32(to),
+        };
+        if gemm_hopper::supports_plain(d.gpu(), &plain) {
+            return gemm_hopper::plain_nt(d, &plain);
         }
+        let shape = gemm::Shape { m: n, n: v, k: h };
+        gemm::plain_nt(d, shape, x, h, weight, h, Output::F32(to))
     }
 
     /// Scratch bytes of the head in bf16; 0 where it lies so already.

@@ -10,7 +10,7 @@ use crate::model::nf4::BLOCK;
 use half::bf16;
 use medft_kernels::linear::{self, LowBackward, LowForward, MEMBERS, NO_LOW};
 use medft_kernels::lora::{self, Slots};
-use medft_kernels::{LaunchError, Launcher, Ptr, gemm, gemm_hopper, nf4, norm, skinny, weight_grad};
+use medft_kernels::{LaunchError, Launcher, Ptr, gemm, gemm_hopper, norm, skinny, weight_grad};
 
 
 /// Rows up to which a decoding step takes the kernels that read each weight once, straight from memory.
@@ -133,10 +133,16 @@ impl Cuda {
             }
             _ => forward.weight = self.wide(group, values, weight.cast())?,
         }
-        if gemm_hopper::supports_forward(d.gpu(), &forward) {
-            gemm_hopper::forward(d, &forward)
+        self.product(&forward)
+    }
+
+    /// `y = epilogue(x W^T ...)`, by the Hopper kernel if it takes the shape.
+    pub(super) fn product(&self, forward: &linear::Forward) -> Result<(), LaunchError> {
+        let d = &self.0.device;
+        if gemm_hopper::supports_forward(d.gpu(), forward) {
+            gemm_hopper::forward(d, forward)
         } else {
-            gemm::forward(d, &forward)
+            gemm::forward(d, forward)
         }
     }
 
@@ -207,17 +213,22 @@ impl Cuda {
             column += member.outputs;
         }
         let Some(dx) = dx else { return Ok(()) };
-        let backward = linear::Backward {
+        self.input_gradient(&linear::Backward {
             group: g,
             dy: dy.ptr(),
             weight: self.wide(group, values, weight.cast())?,
             low: (g.rank > 0).then_some(LowBackward { g: up, a, dropout: shape.dropout }),
             dx: dx.ptr(),
-        };
-        if gemm_hopper::supports_backward(d.gpu(), &backward) {
-            gemm_hopper::backward(d, &backward)
+        })
+    }
+
+    /// `dx = dy W` and the adapters' part, by the Hopper kernel if it takes the shape.
+    pub(super) fn input_gradient(&self, backward: &linear::Backward) -> Result<(), LaunchError> {
+        let d = &self.0.device;
+        if gemm_hopper::supports_backward(d.gpu(), backward) {
+            gemm_hopper::backward(d, backward)
         } else {
-            gemm::backward(d, &backward)
+            gemm::backward(d, backward)
         }
     }
 

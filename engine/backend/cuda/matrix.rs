@@ -10,7 +10,6 @@ use medft_dsl::plan::Precision;
 use medft_kernels::device::{Buffer, Device};
 use medft_kernels::nf4::{self, Source, Weights};
 use medft_kernels::{LaunchError, Ptr};
-use std::sync::Arc;
 
 /// Values that are converted and copied at a time; whole NF4 blocks.
 const CHUNK: usize = 4 << 20;

@@ -18,8 +18,9 @@ pub use batch::Batch;
 use matrix::{LoadError, Matrix, Stored};
 pub use medft_kernels::device::{Device, NoDevice};
 use medft_kernels::device::Buffer;
+use medft_kernels::linear as kernels;
 use medft_kernels::linear::StepState;
-use medft_kernels::{LaunchError, Launcher, Ptr, elementwise};
+use medft_kernels::{LaunchError, Launcher, Ptr, elementwise, sample};
 use memory::{Act, Arena, Float, Scratch};
 use rope::RopeTable;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -135,7 +136,83 @@ impl Cuda {
         }
     }
 
-    fn alloc(&self, what: &'static str, len: usize) -> Result<Float, BackendError> {
-        Float::alloc(&self.0.device, len).map_err(|e| self.error(what, e))
+    fn zero_range(&self, x: &Float) {
+        self.attempt(|| elementwise::clear(&self.0.device, x.len(), x.ptr()));
+    }
+
+    /// The next token of each row, or [`sample::NO_TOKEN`].
+    fn choose(&self, sampling: &Sampling, rows: &[SampleRow], vocab: usize, logits: &Float) -> Result<Vec<u32>, LaunchError> {
+        let d = &self.0.device;
+        let settings = sample::Settings {
+            sample: sampling.sample,
+            temperature: sampling.temperature,
+            top_k: sampling.top_k,
+            top_p: sampling.top_p,
+            repetition_penalty: sampling.repetition_penalty,
+            seed: sampling.seed,
+        };
+        let mut seen: Vec<u32> = Vec::new();
+        let who: Vec<sample::Row> = rows
+            .iter()
+            .map(|row| {
+                let seen_start = seen.len() as u32;
+                if sampling.repetition_penalty != 1.0 {
+                    seen.extend_from_slice(row.seen);
+                }
+                sample::Row {
+                    row: row.stream.row,
+                    position: row.stream.position,
+                    seen_start,
+                    seen_len: seen.len() as u32 - seen_start,
+                    reserved: 0,
+                }
+            })
+            .collect();
+        let mut scratch = self.scratch();
+        let sizes = [size_of_val(&who[..]), size_of_val(&seen[..]), sample::scratch_bytes(rows.len(), vocab), 4 * rows.len()];
+        let [who_at, seen_at, work, out] = scratch.take(d, sizes)?;
+        d.write(who_at.cast(), &who)?;
+        d.write(seen_at.cast(), &seen)?;
+        let batch = sample::Batch {
+            rows: rows.len(),
+            vocab,
+            logits: logits.ptr(),
+            stride: vocab,
+            who: who_at.cast(),
+            seen: seen_at.cast(),
+        };
+        sample::choose(d, &batch, &settings, work, out.cast())?;
+        let mut chosen = vec![0u32; rows.len()];
+        d.read(out.cast(), &mut chosen)?;
+        Ok(chosen)
+    }
+
+    /// Operations a second of a large product.
+    fn measure(&self) -> Result<f64, LaunchError> {
+        const N: usize = 4096;
+        let d = &self.0.device;
+        let of = |len| d.alloc::<half::bf16>(len);
+        let (x, weight, y) = (of(N * N)?, of(N * N)?, of(N * N)?);
+        // Not zeros: they would take less power. The bit pattern is 0.0142 of one sign.
+        d.fill(x.ptr(), 0x3c, N * N)?;
+        d.fill(weight.ptr(), 0x3c, N * N)?;
+        let forward = kernels::Forward {
+            group: kernels::Group {
+                rows: N,
+                inputs: N,
+                outputs: [N, 0, 0],
+                low_at: [kernels::NO_LOW; kernels::MEMBERS],
+                rank: 0,
+            },
+            x: x.ptr(),
+            weight: weight.ptr(),
+            bias: Ptr::NULL,
+            low: None,
+            epilogue: kernels::Epilogue::None,
+            y: y.ptr(),
+        };
+        self.product(&forward)?;
+        let milliseconds = d.time(|| (0..8).try_for_each(|_| self.product(&forward)))?;
+        Ok(8.0 * 2.0 * (N as f64).powi(3) / (1e-3 * f64::from(milliseconds)))
     }
 }

@@ -77,7 +77,7 @@ impl Absmax {
 /// `torch.mean` of f32 values on one AVX2 thread (ATen `SumKernel.cpp`, `cascade_sum`): four
 /// accumulators of eight lanes, emptied into the next of four levels after every sixteen additions.
 /// Bit-equal to it from eight values up.
-fn mean(values: &[f32]) -> f32 {
+pub fn mean(values: &[f32]) -> f32 {
     const LANES: usize = 8;
     const STEP: usize = 16;
     let mut levels = [[0.0f32; 4 * LANES]; 4];
