@@ -176,6 +176,7 @@ impl StudyError {
                     | HubError::NotFound { .. }
                     | HubError::Offline { .. }
                     | HubError::Unsuitable { .. }
+                    | HubError::Timeout { .. }
             ),
             _ => false,
         }
