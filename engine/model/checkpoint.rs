@@ -230,6 +230,11 @@ impl Checkpoint {
         })
     }
 
+    /// Bytes of all tensors.
+    pub fn bytes(&self) -> u64 {
+        self.tensors.values().map(|t| t.range.len() as u64).sum()
+    }
+
     /// The tensor `name`, which must have this shape.
     ///
     /// # Errors

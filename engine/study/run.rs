@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 /// Changes whenever the report of the same answers would look different.
-const REPORTS: u32 = 1;
+const REPORTS: u32 = 2;
 /// Names the run's key inside its folder.
 const KEY: &str = "run.key";
 
@@ -31,7 +31,7 @@ pub struct Study<'a> {
     pub text: &'a str,
     /// Folder for results.
     pub out: &'a Path,
-    /// There must be something to go on from.
+    /// Go on with a run that has begun, never begin one.
     pub must_resume: bool,
 }
 
@@ -55,13 +55,15 @@ impl Study<'_> {
         stop: &AtomicBool,
         observer: &mut dyn Observer,
     ) -> Result<Finished, StudyError> {
+        let runs = self.out.join(&self.plan.recipe.name);
+        // Before the store, so that nothing is made where there is nothing.
+        if self.must_resume && !runs.is_dir() {
+            return Err(self.nothing_to_resume(&runs));
+        }
         let mut store = Store::open(self.out)?;
         let resolved = Resolved::find(self.plan, &mut store, observer)?;
         let run_key = self.key(&resolved)?;
-        let dir = self
-            .out
-            .join(&self.plan.recipe.name)
-            .join(run_key.get(..8).unwrap_or(&run_key));
+        let dir = runs.join(run_key.get(..8).unwrap_or(&run_key));
         let cached = self.plan.evaluates.iter().all(|e| e.cache);
         if let Some(report) = finished_report(&dir, &run_key).filter(|_| cached) {
             return Ok(Finished {
@@ -71,17 +73,18 @@ impl Study<'_> {
             });
         }
         if self.must_resume && !dir.is_dir() {
-            return Err(StudyError::NothingToResume {
-                out: self.out.to_path_buf(),
-                recipe: self.plan.recipe.name.clone(),
-            });
+            return Err(self.nothing_to_resume(&runs));
+        }
+        let (mut bases, mut sets) = (Bases::default(), DataSets::default());
+        // Data that cannot be used stops a run before it has begun.
+        for data in resolved.data_in_use()? {
+            sets.get(&resolved, &store, data)?;
         }
         observer.event(StudyEvent::Plan(self.stages(&resolved, &store)?));
         write_whole(&dir.join("recipe.rcp"), self.text.as_bytes())?;
         write_whole(&dir.join("plan.json"), &json(self.plan))?;
         write_whole(&dir.join("environment.json"), &json(&Machine::inspect()))?;
 
-        let (mut bases, mut sets) = (Bases::default(), DataSets::default());
         let mut trainings = Vec::new();
         for block in &self.plan.trains {
             let record = match train::record(&resolved, &store, block)? {
@@ -148,6 +151,17 @@ impl Study<'_> {
             report,
             nothing_to_do: false,
         })
+    }
+
+    fn nothing_to_resume(&self, runs: &Path) -> StudyError {
+        let entries = std::fs::read_dir(runs).into_iter().flatten().flatten();
+        let mut runs: Vec<String> = entries.map(|e| e.path().display().to_string()).collect();
+        runs.sort();
+        StudyError::NothingToResume {
+            out: self.out.to_path_buf(),
+            recipe: self.plan.recipe.name.clone(),
+            runs,
+        }
     }
 
     /// Hash of everything that the report depends on.

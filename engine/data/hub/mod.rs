@@ -141,6 +141,29 @@ impl Hub {
         }
     }
 
+    /// The file of a source if it needs no download; never asks the hub.
+    pub fn cached_source_file(&self, source: &Source) -> Option<PathBuf> {
+        match source {
+            Source::Csv { path, .. } | Source::Jsonl { path } => {
+                path.exists().then(|| path.clone())
+            }
+            Source::Hf {
+                repo,
+                file,
+                revision,
+            } => self.dataset(repo, revision).cached_file(file),
+        }
+    }
+
+    fn dataset<'h>(&'h self, repo: &'h str, revision: &'h str) -> Place<'h> {
+        Place {
+            hub: self,
+            repo,
+            revision,
+            kind: RepoType::Dataset,
+        }
+    }
+
     /// A file of a data set, from the cache or the hub.
     pub fn dataset_file(
         &self,
@@ -149,14 +172,8 @@ impl Hub {
         revision: &str,
         progress: &mut dyn DownloadProgress,
     ) -> Result<PathBuf, HubError> {
-        let place = Place {
-            hub: self,
-            repo,
-            revision,
-            kind: RepoType::Dataset,
-        };
-        let cached = place.cached().map(|snapshot| snapshot.dir.join(file));
-        if let Some(path) = cached.filter(|path| path.exists()) {
+        let place = self.dataset(repo, revision);
+        if let Some(path) = place.cached_file(file) {
             return Ok(path);
         }
         let remote = place.remote()?;

@@ -131,6 +131,12 @@ impl Place<'_> {
         Some(self.snapshot(commit.trim())).filter(|snapshot| snapshot.dir.is_dir())
     }
 
+    /// A file in the cache.
+    pub(super) fn cached_file(&self, file: &str) -> Option<PathBuf> {
+        let path = self.cached()?.dir.join(file);
+        path.exists().then_some(path)
+    }
+
     /// Asks the hub for the commit and its files.
     pub(super) fn remote(&self) -> Result<Remote<'_>, HubError> {
         if self.hub.offline {

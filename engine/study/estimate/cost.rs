@@ -8,7 +8,7 @@ use super::lengths::Measured;
 use crate::model::checkpoint::Checkpoint;
 use crate::model::config::Config;
 use crate::model::decoder::ModelError;
-use crate::model::trained::{LoraShape, linear_shape, parameters};
+use crate::model::trained::{LoraShape, linear_shape, model_shapes, parameters};
 use crate::study::StudyError;
 use crate::study::resolve::System;
 use crate::train::batch::AUTO_TOKENS;
@@ -44,7 +44,12 @@ impl Shape {
             source,
         };
         let config = Config::load(dir).map_err(|e| model(e.into()))?;
-        let stored = Checkpoint::open(dir).map_err(|e| model(e.into()))?.bytes();
+        let checkpoint = Checkpoint::open(dir).map_err(|e| model(e.into()))?;
+        for (name, wanted) in model_shapes(&config) {
+            let found = checkpoint.get(&name, &wanted);
+            found.map_err(|e| model(e.into()))?;
+        }
+        let stored = checkpoint.bytes();
         let all = config.parameters();
         let linear = Linear::ALL
             .iter()

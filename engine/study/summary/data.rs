@@ -16,7 +16,10 @@ pub(super) fn summary(data: &Data, set: &DataSet, tree: &CodeTree) -> DataSummar
             .collect();
         (level, all.len() as u64)
     };
-    let billable = |code: &str| matches!(tree.status(code), CodeStatus::Billable);
+    let count = |wanted: fn(&CodeStatus) -> bool| {
+        let rows = set.all.rows.iter();
+        rows.filter(|row| wanted(&tree.status(&row.code))).count() as u64
+    };
     let audit = leaks::audit(&set.all.rows, tree);
     DataSummary {
         name: data.name.clone(),
@@ -29,12 +32,8 @@ pub(super) fn summary(data: &Data, set: &DataSet, tree: &CodeTree) -> DataSummar
         labels: [Level::Code, Level::Category, Level::Block, Level::Chapter]
             .map(labels)
             .to_vec(),
-        not_billable: set
-            .all
-            .rows
-            .iter()
-            .filter(|row| !billable(&row.code))
-            .count() as u64,
+        not_billable: count(|status| !matches!(status, CodeStatus::Billable)),
+        unknown: count(|status| matches!(status, CodeStatus::Unknown)),
         code_table: tree.release().to_string(),
         leaks: Leaks {
             rows: audit.rows,
