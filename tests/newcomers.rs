@@ -230,3 +230,38 @@ fn notes_to_code_are_checked_before_the_model_loads() {
     refused("\n", "holds no notes");
     refused("\u{feff}{\"text\": \"a\"}\n", "`tuned` is not trained yet");
 }
+
+#[test]
+fn check_compares_the_weights_with_config_json_without_loading_them() {
+    let folder = Folder::new();
+    folder.write("notes.csv", notes(','));
+    let small = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/quickstart/small");
+    std::fs::create_dir(folder.path("model")).unwrap();
+    for file in std::fs::read_dir(&small).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), folder.path("model").join(file.file_name())).unwrap();
+    }
+    let recipe = std::fs::read_to_string(folder.path("r.rcp")).unwrap();
+    folder.write("r.rcp", recipe.replace(small.to_str().unwrap(), "model"));
+    let config = std::fs::read_to_string(small.join("config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    for (field, wrong, says) in [
+        (
+            "num_hidden_layers",
+            16_777_216,
+            "`model.layers.16777215.input_layernorm.weight` is missing",
+        ),
+        ("intermediate_size", 16_777_216, "config.json asks for"),
+    ] {
+        let mut config = config.clone();
+        config[field] = wrong.into();
+        folder.write("model/config.json", config.to_string());
+        let (code, stdout, log) = folder.engine(&["check", "r.rcp"]);
+        assert_eq!(
+            (code, stdout.as_str(), log.lines().count()),
+            (2, "", 1),
+            "{log}"
+        );
+        assert!(log.contains(says), "{log}");
+    }
+}

@@ -87,7 +87,15 @@ pub enum StudyError {
         /// The folder.
         dir: PathBuf,
     },
-    /// A file or folder could not be read or changed.
+    /// A file or folder that the recipe names could not be read.
+    #[error("cannot read {}: {source}; check that it is there and that its permissions allow it", path.display())]
+    Unreadable {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file or folder of the results could not be read or changed.
     #[error("cannot use {}: {source}; check that it is there and that its permissions allow it", path.display())]
     Io {
         /// The file or folder.
@@ -167,6 +175,14 @@ impl StudyError {
         }
     }
 
+    /// About a file or folder that the recipe names.
+    pub fn unreadable(path: &Path, source: std::io::Error) -> Self {
+        StudyError::Unreadable {
+            path: path.to_path_buf(),
+            source,
+        }
+    }
+
     /// Whether the user's input is wrong (exit code 2) rather than the work failed (1).
     pub fn is_input(&self) -> bool {
         match self {
@@ -175,6 +191,7 @@ impl StudyError {
             | StudyError::Split(SplitError::Write(_))
             | StudyError::Train(TrainError::Adapter(AdapterError::Write(_))) => false,
             StudyError::Out { .. }
+            | StudyError::Unreadable { .. }
             | StudyError::NoModel { .. }
             | StudyError::NoAdapter { .. }
             | StudyError::NothingToResume { .. }

@@ -318,8 +318,8 @@ pub fn systems<'a>(plan: &'a Plan, evaluate: &Evaluate) -> Result<Vec<System<'a>
 /// Hash of the files in a folder that a model or an adapter consists of.
 fn folder_print(dir: &Path, store: &mut Store) -> Result<String, StudyError> {
     let mut prints = BTreeMap::new();
-    for entry in std::fs::read_dir(dir).map_err(|e| StudyError::io(dir, e))? {
-        let path = entry.map_err(|e| StudyError::io(dir, e))?.path();
+    for entry in std::fs::read_dir(dir).map_err(|e| StudyError::unreadable(dir, e))? {
+        let path = entry.map_err(|e| StudyError::unreadable(dir, e))?.path();
         let part = path
             .extension()
             .is_some_and(|e| e == "json" || e == "safetensors" || e == "jinja");

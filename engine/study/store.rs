@@ -91,7 +91,7 @@ impl Store {
     /// # Errors
     /// When the file cannot be read.
     pub fn fingerprint(&mut self, path: &Path) -> Result<String, StudyError> {
-        let io = |e| StudyError::io(path, e);
+        let io = |e| StudyError::unreadable(path, e);
         let path = path.canonicalize().map_err(io)?;
         let meta = path.metadata().map_err(io)?;
         let changed = meta

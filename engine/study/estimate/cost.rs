@@ -45,9 +45,16 @@ impl Shape {
         };
         let config = Config::load(dir).map_err(|e| model(e.into()))?;
         let checkpoint = Checkpoint::open(dir).map_err(|e| model(e.into()))?;
+        let check = |name: &str, wanted: &[usize]| {
+            let found = checkpoint.get(name, wanted);
+            found.map(|_| ()).map_err(|e| model(e.into()))
+        };
+        // The last layer first: a config may claim millions. Once all shapes are the file's own, no product of them overflows.
+        let last = config.layers.saturating_sub(1);
+        let name = format!("model.layers.{last}.input_layernorm.weight");
+        check(&name, &[config.hidden])?;
         for (name, wanted) in model_shapes(&config) {
-            let found = checkpoint.get(&name, &wanted);
-            found.map_err(|e| model(e.into()))?;
+            check(&name, &wanted)?;
         }
         let stored = checkpoint.bytes();
         let all = config.parameters();
@@ -108,11 +115,11 @@ impl Cost<'_> {
             None => task.max_tokens.max(AUTO_TOKENS as u64),
         };
         let buffers = tokens.saturating_mul(4 * self.kept_and_temporary());
-        self.shape.weights + 16 * self.shape.trained + buffers
+        (self.shape.weights + 16 * self.shape.trained).saturating_add(buffers)
     }
 
     /// Weights, trained values, the cache of keys and values for prompts of full length, and the logits.
-    pub(super) fn predict_memory(&self, evaluate: &Evaluate, task: &Task) -> u64 {
+    pub(super) fn predict_memory(&self, evaluate: &Evaluate, task: &Task, rows: u64) -> u64 {
         let Config {
             heads,
             layers,
@@ -121,9 +128,13 @@ impl Cost<'_> {
         } = &self.shape.config;
         let values = 2 * heads.keys * heads.dim * layers;
         let room = task.max_tokens.saturating_add(evaluate.decode.max_new);
-        let row = room.saturating_mul(4 * values as u64) + 8 * *vocab as u64;
+        let cache = room.saturating_mul(4 * values as u64);
+        let answers = evaluate
+            .batch
+            .min(rows)
+            .saturating_mul(cache.saturating_add(8 * *vocab as u64));
         let pass = AUTO_TOKENS as u64 * 4 * self.temporary();
-        self.shape.weights + 4 * self.shape.trained + evaluate.batch.saturating_mul(row) + pass
+        (self.shape.weights + 4 * self.shape.trained + pass).saturating_add(answers)
     }
 
     pub(super) fn train_seconds(&self, m: &Measured, work: &Work) -> f64 {

@@ -104,7 +104,8 @@ pub fn estimate(plan: &Plan) -> Result<Estimate, StudyError> {
                     shape: &shape,
                     rate,
                 };
-                stage.memory = Some(cost.predict_memory(evaluate, task));
+                let rows = measured.as_ref().map_or(u64::MAX, |m| rows(evaluate, m));
+                stage.memory = Some(cost.predict_memory(evaluate, task, rows));
                 let tuned = system.train.is_some();
                 stage.measured(
                     measured,
@@ -198,9 +199,14 @@ fn train_work(train: &Train, m: &Measured) -> Work {
     }
 }
 
+/// Rows that are answered.
+fn rows(evaluate: &Evaluate, m: &Measured) -> u64 {
+    let limit = evaluate.limit.unwrap_or(u64::MAX);
+    m.rows(evaluate.split).min(limit)
+}
+
 fn predict_work(evaluate: &Evaluate, tuned: bool, m: &Measured) -> Work {
-    let rows = m.rows(evaluate.split);
-    let rows = rows.min(evaluate.limit.unwrap_or(u64::MAX));
+    let rows = rows(evaluate, m);
     let most = evaluate.decode.max_new as f64;
     let answer = if tuned { m.answer.min(most) } else { most };
     Work::Predict {
