@@ -389,7 +389,7 @@ mod tests {
                 check(dtype, len, &values(finite, len, len, finite[0])).is_ok(),
                 "{dtype:?} {len}"
             );
-            for at in [0, 1, len / 2 | 1, block, len - 1]
+            for at in [0, 1, (len / 2) | 1, block, len - 1]
                 .into_iter()
                 .filter(|at| *at < len)
             {

@@ -27,6 +27,9 @@ pub(super) struct Measured {
     pub(super) answer: f64,
 }
 
+/// What is known of a task's rows, or why nothing is.
+pub(super) type Known = Result<Measured, String>;
+
 impl Measured {
     /// Rows on a side, nearly: the split is not drawn.
     pub(super) fn rows(&self, part: Part) -> u64 {
@@ -43,7 +46,7 @@ impl Measured {
 pub(super) struct Lengths<'a> {
     plan: &'a Plan,
     rows: BTreeMap<&'a str, Result<Arc<Rows>, String>>,
-    known: BTreeMap<(String, String), Result<Measured, String>>,
+    known: BTreeMap<(String, String), Known>,
 }
 
 impl<'a> Lengths<'a> {
@@ -61,7 +64,7 @@ impl<'a> Lengths<'a> {
         task: &Task,
         model: &Model,
         dir: &Path,
-    ) -> Result<Result<Measured, String>, StudyError> {
+    ) -> Result<Known, StudyError> {
         let key = (task.name.clone(), model.name.clone());
         if let Some(known) = self.known.get(&key) {
             return Ok(known.clone());

@@ -11,7 +11,7 @@ use super::explore::here;
 use super::resolve::{System, systems};
 use crate::backend::cpu::Cpu;
 use cost::{Cost, Shape};
-use lengths::{Lengths, Measured};
+use lengths::{Known, Lengths, Measured};
 use medft_dsl::plan::{Evaluate, Model, Part, Plan, Task, Train};
 use serde::Serialize;
 
@@ -146,7 +146,7 @@ impl Stage {
         lengths: &mut Lengths,
         task: &Task,
         system: &System,
-    ) -> Result<Option<(Shape, Result<Measured, String>)>, StudyError> {
+    ) -> Result<Option<(Shape, Known)>, StudyError> {
         let Some(dir) = here(system.model) else {
             self.unknown = Some(not_here(system.model));
             return Ok(None);
@@ -157,7 +157,7 @@ impl Stage {
 
     fn measured(
         &mut self,
-        measured: Result<Measured, String>,
+        measured: Known,
         work: impl Fn(&Measured) -> Work,
         seconds: impl Fn(&Measured, &Work) -> f64,
     ) {
