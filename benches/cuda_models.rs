@@ -10,7 +10,9 @@
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use half::bf16;
-use medft_dsl::plan::{AdamW, Adapter, Decode, Linear, Lora, Precision, Schedule, ScheduleKind, Train};
+use medft_dsl::plan::{
+    AdamW, Adapter, Decode, Linear, Lora, Precision, Schedule, ScheduleKind, Train,
+};
 use medft_engine::backend::cuda::Cuda;
 use medft_engine::backend::{Backend, Slot};
 use medft_engine::generate::engine::{Generator, Request};
@@ -73,14 +75,80 @@ fn config(model: &str) -> Result<String> {
             r#", "rope_scaling": {{"rope_type": "llama3", "factor": {factor}.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}}"#
         )
     };
-    let (kind, hidden, inner, layers, queries, keys, dim, vocab, theta, eps, tied, scaling) = match model {
-        "qwen2.5-3b" => ("qwen2", 2048, 11008, 36, 16, 2, 128, 151_936, 1e6, "1e-6", true, String::new()),
-        "llama-3.2-3b" => ("llama", 3072, 8192, 28, 24, 8, 128, 128_256, 5e5, "1e-5", true, llama3(32)),
-        "llama-3.1-8b" => ("llama", 4096, 14336, 32, 32, 8, 128, 128_256, 5e5, "1e-5", false, llama3(8)),
-        "mistral-7b" => ("mistral", 4096, 14336, 32, 32, 8, 128, 32_768, 1e6, "1e-5", false, String::new()),
-        "smollm2-135m" => ("llama", 576, 1536, 30, 9, 3, 64, 49_152, 1e5, "1e-5", true, String::new()),
-        other => anyhow::bail!("no shape is known for `{other}`"),
-    };
+    let (kind, hidden, inner, layers, queries, keys, dim, vocab, theta, eps, tied, scaling) =
+        match model {
+            "qwen2.5-3b" => (
+                "qwen2",
+                2048,
+                11008,
+                36,
+                16,
+                2,
+                128,
+                151_936,
+                1e6,
+                "1e-6",
+                true,
+                String::new(),
+            ),
+            "llama-3.2-3b" => (
+                "llama",
+                3072,
+                8192,
+                28,
+                24,
+                8,
+                128,
+                128_256,
+                5e5,
+                "1e-5",
+                true,
+                llama3(32),
+            ),
+            "llama-3.1-8b" => (
+                "llama",
+                4096,
+                14336,
+                32,
+                32,
+                8,
+                128,
+                128_256,
+                5e5,
+                "1e-5",
+                false,
+                llama3(8),
+            ),
+            "mistral-7b" => (
+                "mistral",
+                4096,
+                14336,
+                32,
+                32,
+                8,
+                128,
+                32_768,
+                1e6,
+                "1e-5",
+                false,
+                String::new(),
+            ),
+            "smollm2-135m" => (
+                "llama",
+                576,
+                1536,
+                30,
+                9,
+                3,
+                64,
+                49_152,
+                1e5,
+                "1e-5",
+                true,
+                String::new(),
+            ),
+            other => anyhow::bail!("no shape is known for `{other}`"),
+        };
     let architecture = match kind {
         "qwen2" => "Qwen2ForCausalLM",
         "mistral" => "MistralForCausalLM",
@@ -116,7 +184,9 @@ fn write_model(dir: &Path, text: &str) -> Result<()> {
     let mut shards: BTreeMap<String, Vec<(String, Vec<usize>)>> = BTreeMap::new();
     for (name, shape) in model_shapes(&config) {
         let layer = name.split('.').nth(2).and_then(|l| l.parse::<usize>().ok());
-        let shard = layer.map_or("model-rest.safetensors".into(), |l| format!("model-{l:05}.safetensors"));
+        let shard = layer.map_or("model-rest.safetensors".into(), |l| {
+            format!("model-{l:05}.safetensors")
+        });
         shards.entry(shard).or_default().push((name, shape));
     }
     let mut weight_map = BTreeMap::new();
@@ -124,29 +194,45 @@ fn write_model(dir: &Path, text: &str) -> Result<()> {
         let bytes: Vec<Vec<u8>> = tensors
             .iter()
             .map(|(name, shape)| {
-                let seed = blake3::hash(name.as_bytes()).as_bytes()[..8].iter().fold(0u64, |h, b| h << 8 | u64::from(*b));
+                let seed = blake3::hash(name.as_bytes()).as_bytes()[..8]
+                    .iter()
+                    .fold(0u64, |h, b| h << 8 | u64::from(*b));
                 let count: usize = shape.iter().product();
                 let norm = name.contains("norm");
                 let mut to = vec![0u8; 2 * count];
-                to.par_chunks_mut(1 << 16).enumerate().for_each(|(chunk, to)| {
-                    for (i, to) in to.chunks_exact_mut(2).enumerate() {
-                        let z = noise(seed.wrapping_add(((chunk << 15) + i) as u64));
-                        let value = if norm { 1.0 + 0.1 * z } else { 0.02 * z };
-                        to.copy_from_slice(&bf16::from_f32(value).to_le_bytes());
-                    }
-                });
+                to.par_chunks_mut(1 << 16)
+                    .enumerate()
+                    .for_each(|(chunk, to)| {
+                        for (i, to) in to.chunks_exact_mut(2).enumerate() {
+                            let z = noise(seed.wrapping_add(((chunk << 15) + i) as u64));
+                            let value = if norm { 1.0 + 0.1 * z } else { 0.02 * z };
+                            to.copy_from_slice(&bf16::from_f32(value).to_le_bytes());
+                        }
+                    });
                 to
             })
             .collect();
         let views: Vec<(String, TensorView)> = tensors
             .iter()
             .zip(&bytes)
-            .map(|((name, shape), bytes)| Ok((name.clone(), TensorView::new(Dtype::BF16, shape.clone(), bytes)?)))
+            .map(|((name, shape), bytes)| {
+                Ok((
+                    name.clone(),
+                    TensorView::new(Dtype::BF16, shape.clone(), bytes)?,
+                ))
+            })
             .collect::<Result<_>>()?;
         safetensors::serialize_to_file(views, None, &dir.join(shard))?;
-        weight_map.extend(tensors.iter().map(|(name, _)| (name.clone(), shard.clone())));
+        weight_map.extend(
+            tensors
+                .iter()
+                .map(|(name, _)| (name.clone(), shard.clone())),
+        );
     }
-    std::fs::write(index, serde_json::json!({ "weight_map": weight_map }).to_string())?;
+    std::fs::write(
+        index,
+        serde_json::json!({ "weight_map": weight_map }).to_string(),
+    )?;
     Ok(())
 }
 
@@ -187,8 +273,12 @@ fn main() -> Result<()> {
 }
 
 fn random_rows(args: &Args, vocab: usize) -> Vec<Vec<u32>> {
-    let id = |i: usize| (noise(i as u64 + 99).to_bits().wrapping_mul(0x9E37_79B9) as usize % vocab) as u32;
-    (0..args.rows).map(|row| (0..args.len).map(|t| id(row * args.len + t)).collect()).collect()
+    let id = |i: usize| {
+        (noise(i as u64 + 99).to_bits().wrapping_mul(0x9E37_79B9) as usize % vocab) as u32
+    };
+    (0..args.rows)
+        .map(|row| (0..args.len).map(|t| id(row * args.len + t)).collect())
+        .collect()
 }
 
 /// Whole optimizer steps, loss on every token; the median of `steps` after three of warm-up.
@@ -204,8 +294,17 @@ fn train(args: &Args, decoder: &Decoder<Cuda>) -> Result<serde_json::Value> {
             targets: Linear::ALL.to_vec(),
             init: None,
         }),
-        optimizer: AdamW { lr: 1e-4, weight_decay: 0.01, beta1: 0.9, beta2: 0.999, eps: 1e-8 },
-        schedule: Schedule { kind: ScheduleKind::Cosine, warmup: 0 },
+        optimizer: AdamW {
+            lr: 1e-4,
+            weight_decay: 0.01,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+        },
+        schedule: Schedule {
+            kind: ScheduleKind::Cosine,
+            warmup: 0,
+        },
         epochs: 1,
         max_steps: None,
         batch: args.rows as u64,
@@ -231,12 +330,20 @@ fn train(args: &Args, decoder: &Decoder<Cuda>) -> Result<serde_json::Value> {
     // B starts at zero; no product is to be timed on zeros.
     for p in trained.parameters().to_vec() {
         if p.name.contains("lora_B") {
-            let values: Vec<f32> = (0..p.slot.len).map(|i| 0.01 * noise((p.slot.offset + i) as u64)).collect();
+            let values: Vec<f32> = (0..p.slot.len)
+                .map(|i| 0.01 * noise((p.slot.offset + i) as u64))
+                .collect();
             backend.write(&mut trained.values, p.slot.offset, &values);
         }
     }
-    let examples: Vec<Example> =
-        random_rows(args, decoder.config.vocab).into_iter().map(|ids| Example { ids, target_start: 1, cut: 0 }).collect();
+    let examples: Vec<Example> = random_rows(args, decoder.config.vocab)
+        .into_iter()
+        .map(|ids| Example {
+            ids,
+            target_start: 1,
+            cut: 0,
+        })
+        .collect();
     let rows: Vec<&Example> = examples.iter().collect();
     let values = trained.len();
     let mut state = State::new(backend, trained, "bench")?;
@@ -273,8 +380,16 @@ fn generate(args: &Args, decoder: &Decoder<Cuda>) -> Result<serde_json::Value> {
             repetition_penalty: 1.0,
             seed: 0,
         };
-        let generator = Generator { decoder, trained: None, settings: &settings, end_ids: &none };
-        let requests: Vec<Request> = prompts.iter().map(|prompt| Request { row: 0, prompt }).collect();
+        let generator = Generator {
+            decoder,
+            trained: None,
+            settings: &settings,
+            end_ids: &none,
+        };
+        let requests: Vec<Request> = prompts
+            .iter()
+            .map(|prompt| Request { row: 0, prompt })
+            .collect();
         let began = Instant::now();
         generator.answer(&requests)?;
         Ok(began.elapsed().as_secs_f64())

@@ -10,3 +10,7 @@ pub mod report;
 pub mod study;
 pub mod text;
 pub mod train;
+
+#[cfg(test)]
+#[path = "../tests/support/shared.rs"]
+mod shared;

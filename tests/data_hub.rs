@@ -21,6 +21,12 @@ struct FakeHub {
     refuse_all: Option<u16>,
     /// Breaks the connection after so many bytes, once.
     break_after: Mutex<Option<usize>>,
+    /// Sends so many bytes and then nothing, once.
+    stall_after: Mutex<Option<usize>>,
+    /// Connections that are open and silent.
+    silent: Mutex<Vec<TcpStream>>,
+    /// ETags of files that have not the usual one.
+    etags: HashMap<&'static str, &'static str>,
     /// Request lines, with the range and the token.
     log: Mutex<Vec<String>>,
 }
@@ -101,18 +107,30 @@ impl FakeHub {
             .split_once('-')
             .unwrap();
         let from: usize = from.parse().unwrap();
+        if from >= bytes.len() {
+            let head = "HTTP/1.1 416 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            return stream.write_all(head.as_bytes()).unwrap();
+        }
         let to = to.parse().map_or(bytes.len(), |to: usize| to + 1);
         let part = &bytes[from..to];
         let _ = write!(
             stream,
             "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {from}-{}/{}\r\nContent-Length: {}\r\n\
-             ETag: \"etag-{}\"\r\nX-Repo-Commit: {COMMIT}\r\nConnection: close\r\n\r\n",
+             ETag: \"{}\"\r\nX-Repo-Commit: {COMMIT}\r\nConnection: close\r\n\r\n",
             to - 1,
             bytes.len(),
             part.len(),
-            name.replace(['.', '/'], "-"),
+            self.etags.get(name).map_or_else(
+                || format!("etag-{}", name.replace(['.', '/'], "-")),
+                ToString::to_string
+            ),
         );
         let asked_for_all = to - from > 1;
+        let stall = asked_for_all.then(|| self.stall_after.lock().unwrap().take());
+        if let Some(sent) = stall.flatten() {
+            stream.write_all(&part[..sent]).unwrap();
+            return self.silent.lock().unwrap().push(stream);
+        }
         let cut = if asked_for_all {
             self.break_after.lock().unwrap().take()
         } else {
@@ -267,6 +285,98 @@ fn a_download_continues_where_it_broke() {
         )),
         "{log}"
     );
+}
+
+#[test]
+fn a_download_that_was_killed_before_its_last_rename_begins_anew() {
+    let csv = b"note,icd10\n".repeat(1_000);
+    for left in [csv.len(), csv.len() + 1] {
+        let files = HashMap::from([("notes.csv", csv.clone())]);
+        let (_, endpoint) = FakeHub {
+            files,
+            ..FakeHub::default()
+        }
+        .start();
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = folder.path().join("hub/datasets--org--notes/blobs");
+        fs::create_dir_all(&blobs).unwrap();
+        fs::write(blobs.join("etag-notes-csv.part"), vec![0; left]).unwrap();
+        let path = hub(&endpoint, folder.path(), &[])
+            .dataset_file("org/notes", "notes.csv", "main", &mut ())
+            .unwrap();
+        assert!(fs::read(path).unwrap() == csv);
+    }
+}
+
+#[test]
+fn a_stalled_download_ends_with_a_sentence_and_goes_on_later() {
+    let csv: Vec<u8> = (0..50_000_u32).flat_map(u32::to_le_bytes).collect();
+    let (served, endpoint) = FakeHub {
+        files: HashMap::from([("notes.csv", csv.clone())]),
+        stall_after: Mutex::new(Some(20_000)),
+        ..FakeHub::default()
+    }
+    .start();
+    let folder = tempfile::tempdir().unwrap();
+    let ask = || {
+        let seconds = [("MEDFT_HUB_TIMEOUT", "1.5")];
+        hub(&endpoint, folder.path(), &seconds).dataset_file(
+            "org/notes",
+            "notes.csv",
+            "main",
+            &mut (),
+        )
+    };
+    let message = ask().unwrap_err().to_string();
+    let said = message.contains("no byte came for 1.5 s") && message.contains("MEDFT_HUB_TIMEOUT");
+    assert!(said && message.contains("`notes.csv`"), "{message}");
+    let part = "hub/datasets--org--notes/blobs/etag-notes-csv.part";
+    assert_eq!(
+        fs::metadata(folder.path().join(part)).unwrap().len(),
+        20_000
+    );
+    served.silent.lock().unwrap().clear();
+    assert!(fs::read(ask().unwrap()).unwrap() == csv);
+    let log = served.log.lock().unwrap().join("\n");
+    assert!(log.contains("bytes=20000-"), "{log}");
+}
+
+#[test]
+fn a_timeout_that_is_no_number_is_refused() {
+    for wrong in ["soon", "0", "-3", "nan", "1e300"] {
+        let variables = [("MEDFT_HUB_TIMEOUT", wrong)];
+        let (error, message) = failure(FakeHub::default(), &variables);
+        assert!(matches!(error, HubError::Timeout { .. }), "{message}");
+        assert!(message.contains(&format!("`{wrong}`")), "{message}");
+    }
+}
+
+#[test]
+fn a_download_with_other_bytes_than_its_etag_says_is_deleted() {
+    // sha256sum and git hash-object of `note,icd10\n`
+    let lfs = "2c7958e8b95a9e8db8fa70d0fedaa109ca249fd0aec720401b6cd6fdc118a39a";
+    let git = "9fac696d384fdb93350d1da5e80b0076226b2020";
+    for (etag, kind) in [(lfs, "SHA-256"), (git, "git SHA-1")] {
+        for (bytes, good) in [(&b"note,icd10\n"[..], true), (b"note,icd11\n", false)] {
+            let (_, endpoint) = FakeHub {
+                files: HashMap::from([("notes.csv", bytes.to_vec())]),
+                etags: HashMap::from([("notes.csv", etag)]),
+                ..FakeHub::default()
+            }
+            .start();
+            let folder = tempfile::tempdir().unwrap();
+            let asked = hub(&endpoint, folder.path(), &[]);
+            let found = asked.dataset_file("org/notes", "notes.csv", "main", &mut ());
+            assert_eq!(found.is_ok(), good, "{found:?}");
+            let Err(error) = found else { continue };
+            let message = error.to_string();
+            let said = message.contains(kind) && message.contains(etag);
+            assert!(said && message.contains("run again"), "{message}");
+            let blobs = folder.path().join("hub/datasets--org--notes/blobs");
+            let left = fs::read_dir(blobs).unwrap().map(|f| f.unwrap().file_name());
+            assert!(!left.collect::<Vec<_>>().contains(&etag.into()));
+        }
+    }
 }
 
 fn failure(server: FakeHub, more: &[(&str, &str)]) -> (HubError, String) {

@@ -1,6 +1,6 @@
 //! A run that is killed at random moments ends with the bits of an undisturbed one.
 //!
-//! `MEDFT_KILLS=10 cargo test --release --test killed_runs` is the long form.
+//! `MEDFT_KILLS=10 cargo test --release --test killed_runs` is the long form; `MEDFT_KILL_SEED`, which every run prints, repeats its moments.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -8,9 +8,11 @@
     clippy::print_stdout
 )]
 
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Instant, UNIX_EPOCH};
 
 fn command(out: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_medft-engine"));
@@ -59,29 +61,42 @@ fn results(out: &Path) -> (Vec<u8>, Vec<String>) {
 
 #[test]
 fn a_killed_run_ends_with_the_bits_of_an_undisturbed_one() {
-    let kills: u64 = std::env::var("MEDFT_KILLS")
-        .ok()
-        .and_then(|n| n.parse().ok())
-        .unwrap_or(3);
+    let number = |name| std::env::var(name).ok().map(|n| n.parse().unwrap());
+    let kills: u64 = number("MEDFT_KILLS").unwrap_or(3);
+    let seed: u64 = number("MEDFT_KILL_SEED")
+        .unwrap_or_else(|| UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64);
+    println!("MEDFT_KILL_SEED={seed}");
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
     let dir = tempfile::tempdir().unwrap();
-    let (plain, killed) = (dir.path().join("plain"), dir.path().join("killed"));
+    let plain = dir.path().join("plain");
     let began = Instant::now();
     assert!(command(&plain).status().unwrap().success());
     let whole = began.elapsed();
-    for i in 0..kills {
-        // Moments spread over the run, in an order that leaves something to do for each.
-        let share = 0.15 + 0.8 * ((i * 7 + 3) % kills.max(1)) as f64 / kills as f64;
-        let mut child = command(&killed).spawn().unwrap();
-        std::thread::sleep(
-            whole
-                .mul_f64(share / (1.0 + i as f64).sqrt())
-                .max(Duration::from_millis(50)),
-        );
+    let plain = results(&plain);
+    let same = |out: &Path| {
+        let (adapter, answers) = results(out);
+        assert!(adapter == plain.0, "the adapters differ, seed {seed}");
+        assert_eq!(answers, plain.1, "seed {seed}");
+    };
+    let (mut killed, mut folder) = (0, 0);
+    let mut out = dir.path().join("killed-0");
+    while killed < kills {
+        let moment = whole.mul_f64(random.random_range(0.01..1.0));
+        let mut child = command(&out).spawn().unwrap();
+        std::thread::sleep(moment);
         child.kill().unwrap();
-        child.wait().unwrap();
+        let ending = child.wait().unwrap();
+        println!("folder {folder}, after {moment:.2?} of {whole:.2?}: {ending}");
+        if ending.success() {
+            // What earlier kills had left was done before this one: the next one needs a run to kill.
+            same(&out);
+            folder += 1;
+            out = dir.path().join(format!("killed-{folder}"));
+        } else {
+            assert_eq!(ending.code(), None, "it failed by itself, seed {seed}");
+            killed += 1;
+        }
     }
-    assert!(command(&killed).status().unwrap().success());
-    let (plain, killed) = (results(&plain), results(&killed));
-    assert!(plain.0 == killed.0, "the adapters differ");
-    assert_eq!(plain.1, killed.1);
+    assert!(command(&out).status().unwrap().success());
+    same(&out);
 }

@@ -68,6 +68,30 @@ fn a_second_run_does_nothing_and_a_changed_decoding_does_not_train_again() {
 }
 
 #[test]
+fn resume_goes_on_with_a_run_and_never_begins_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("runs");
+    let (code, _, log) = run(&out, &["--resume"]);
+    assert_eq!(code, 2, "{log}");
+    assert!(log.contains("nothing to resume"), "{log}");
+    assert!(!out.exists(), "nothing is made");
+
+    let (code, first, log) = run(&out, &[]);
+    assert_eq!(code, 0, "{log}");
+    // As a kill before the report leaves it.
+    let runs = std::fs::read_dir(out.join("quickstart")).unwrap();
+    let begun = runs.map(|e| e.unwrap().path()).next().unwrap();
+    std::fs::remove_file(begun.join("run.key")).unwrap();
+    let (code, second, log) = run(&out, &["--resume"]);
+    assert_eq!((code, second), (0, first), "{log}");
+    assert!(log.contains("train    small_lora  done"), "{log}");
+
+    let (code, _, log) = run(&out, &["--resume", "--set", "all.greedy.max_new=3"]);
+    assert_eq!(code, 2, "{log}");
+    assert!(log.contains(begun.to_str().unwrap()), "{log}");
+}
+
+#[test]
 fn a_run_leaves_what_the_architecture_promises() {
     let out = tempfile::tempdir().unwrap();
     let (code, stdout, log) = run(out.path(), &["--json"]);

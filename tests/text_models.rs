@@ -16,15 +16,18 @@ use medft_engine::text::tokenizer::Tokenizer;
 use proptest::prelude::*;
 use serde_json::Value;
 
-fn shared() -> PathBuf {
-    let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared").into();
-    std::env::var_os("MEDFT_SHARED").map_or(beside, PathBuf::from)
-}
+mod support;
+use support::shared;
 
-fn smollm2() -> PathBuf {
+fn smollm2() -> Option<PathBuf> {
     let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../models").into();
     let models = std::env::var_os("MEDFT_MODELS").map_or(beside, PathBuf::from);
-    models.join("SmolLM2-135M-Instruct")
+    let dir = models.join("SmolLM2-135M-Instruct");
+    if dir.is_dir() {
+        return Some(dir);
+    }
+    eprintln!("skipped: {} is not there", dir.display());
+    None
 }
 
 struct Released {
@@ -36,21 +39,16 @@ struct Released {
 
 /// Every released model whose files are here. Llama 3.2 is Llama 3's folder with another config.
 fn released() -> Vec<Released> {
-    let tokenizers = shared().join("tokenizers");
     let models = [
-        ("qwen2.5", tokenizers.join("qwen2.5")),
-        ("llama-3.1", tokenizers.join("llama-3")),
-        ("llama-3.2", tokenizers.join("llama-3")),
-        ("mistral-v0.3", tokenizers.join("mistral-v0.3")),
+        ("qwen2.5", shared("tokenizers/qwen2.5")),
+        ("llama-3.1", shared("tokenizers/llama-3")),
+        ("llama-3.2", shared("tokenizers/llama-3")),
+        ("mistral-v0.3", shared("tokenizers/mistral-v0.3")),
         ("smollm2", smollm2()),
     ];
-    let here = models.into_iter().filter(|(name, dir)| {
-        let there = dir.join("tokenizer.json").exists();
-        if !there {
-            eprintln!("skipped {name}: no tokenizer.json in {}", dir.display());
-        }
-        there
-    });
+    let here = models
+        .into_iter()
+        .filter_map(|(name, dir)| Some((name, dir?)));
     here.map(|(name, dir)| {
         let template = if name == "llama-3.2" {
             let config = tempfile::tempdir().unwrap();
@@ -95,10 +93,10 @@ fn ids(value: &Value) -> Vec<u32> {
 
 #[test]
 fn conversations_equal_transformers_in_text_and_ids() {
-    let Ok(examples) = std::fs::read(shared().join("tokenizers/chat_examples.json")) else {
-        return eprintln!("skipped: no chat_examples.json in {}", shared().display());
+    let Some(examples) = shared("tokenizers/chat_examples.json") else {
+        return;
     };
-    let examples: Value = serde_json::from_slice(&examples).unwrap();
+    let examples: Value = serde_json::from_slice(&std::fs::read(examples).unwrap()).unwrap();
     for Released {
         name,
         template,
@@ -417,10 +415,9 @@ fn what_cannot_be_learnt_is_an_error() {
 /// Templates that nobody should train with, over a real tokenizer.
 #[test]
 fn templates_that_hide_the_answer_or_its_end_are_refused() {
-    let dir = shared().join("tokenizers/mistral-v0.3");
-    if !dir.exists() {
-        return eprintln!("skipped: no {}", dir.display());
-    }
+    let Some(dir) = shared("tokenizers/mistral-v0.3") else {
+        return;
+    };
     let tokenizer = Tokenizer::load(&dir).unwrap();
     let task = task(256);
     let error = |source: &str| {

@@ -22,7 +22,7 @@ pub fn run(args: Args) -> Outcome {
     let (mut changed, mut broken) = (false, false);
     for path in &args.recipes {
         let text = std::fs::read_to_string(path)
-            .with_context(|| path.display().to_string())
+            .with_context(|| format!("cannot read the recipe {}", path.display()))
             .input()?;
         let formatted = match medft_dsl::format(&SourceFile::new(path, &text)) {
             Ok(formatted) => formatted,

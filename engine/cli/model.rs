@@ -122,6 +122,6 @@ pub fn read_text(path: &Path) -> Result<String, Failure> {
             .input();
     }
     std::fs::read_to_string(path)
-        .with_context(|| path.display().to_string())
+        .with_context(|| format!("cannot read {}", path.display()))
         .input()
 }

@@ -1,16 +1,16 @@
 //! `predict`: codes one note from stdin, or many from a file, with a system of a recipe.
 
 use super::device::{DeviceArgs, with_backend};
+use super::model::read_text;
 use super::progress::Progress;
 use super::recipe::{Recipe, RecipeArgs};
 use super::run::blame;
-use super::{Blame, Outcome, output};
+use super::{Blame, Failure, Outcome, output};
 use crate::backend::Backend;
 use crate::study::coder::{Coded, Coder};
 use anyhow::{Context, anyhow};
 use serde::{Deserialize, Serialize};
-use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `predict`.
 #[derive(clap::Args)]
@@ -51,10 +51,15 @@ struct Line<'a> {
 /// Runs `predict`.
 pub fn run(args: Args) -> Outcome {
     let recipe = args.recipe.check()?;
-    with_backend!(args.device.open()?, backend => run_on(&args, &recipe, backend))
+    // Notes are read before the weights: what is wrong with them is said at once.
+    let notes = match &args.file {
+        Some(path) => read_notes(path)?,
+        None => vec![read_stdin()?],
+    };
+    with_backend!(args.device.open()?, backend => run_on(&args, &recipe, notes, backend))
 }
 
-fn run_on<B: Backend>(args: &Args, recipe: &Recipe, backend: B) -> Outcome {
+fn run_on<B: Backend>(args: &Args, recipe: &Recipe, notes: Vec<Note>, backend: B) -> Outcome {
     let name = args.system.as_deref();
     let mut progress = Progress::default();
     let coder =
@@ -80,32 +85,46 @@ fn run_on<B: Backend>(args: &Args, recipe: &Recipe, backend: B) -> Outcome {
         let id = id.map_or(String::new(), |id| format!("{id}\t"));
         output::line(&format!("{id}{code}\t{about}"))
     };
-    let Some(path) = &args.file else {
-        let note = std::io::read_to_string(std::io::stdin())
-            .context("stdin")
-            .input()?;
-        if note.trim().is_empty() {
-            return Err(anyhow!(
-                "stdin holds no note; pipe one in, or name a file with `--file`"
-            ))
-            .input();
-        }
-        return print(None, &note);
-    };
+    for Note { id, text } in notes {
+        print(id, &text)?;
+    }
+    Ok(())
+}
+
+fn read_stdin() -> Result<Note, Failure> {
+    let text = read_text(Path::new("-"))?;
+    if text.trim().is_empty() {
+        return Err(anyhow!(
+            "stdin holds no note; pipe one in, or name a file with `--file`"
+        ))
+        .input();
+    }
+    Ok(Note { id: None, text })
+}
+
+/// The notes of a JSON-lines file, a byte-order mark and blank lines left out.
+fn read_notes(path: &Path) -> Result<Vec<Note>, Failure> {
+    let text = read_text(path)?;
     let shown = path.display();
-    let file = std::fs::File::open(path)
-        .with_context(|| shown.to_string())
-        .input()?;
-    for (number, line) in BufReader::new(file).lines().enumerate() {
-        let line = line.with_context(|| shown.to_string()).input()?;
+    let mut notes = Vec::new();
+    for (number, line) in (1..).zip(text.trim_start_matches('\u{feff}').lines()) {
         if line.trim().is_empty() {
             continue;
         }
         let expected = "a JSON object with a `text` was expected";
-        let note: Note = serde_json::from_str(&line)
-            .with_context(|| format!("{shown}, line {}: {expected}", number + 1))
+        let note: Note = serde_json::from_str(line)
+            .with_context(|| format!("{shown}, line {number}: {expected}"))
             .input()?;
-        print(note.id, &note.text)?;
+        if note.text.trim().is_empty() {
+            return Err(anyhow!("{shown}, line {number}: `text` is empty")).input();
+        }
+        notes.push(note);
     }
-    Ok(())
+    if notes.is_empty() {
+        return Err(anyhow!(
+            "{shown} holds no notes; one JSON object a line was expected, such as {{\"text\": \"...\"}}"
+        ))
+        .input();
+    }
+    Ok(notes)
 }

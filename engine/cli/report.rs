@@ -64,9 +64,11 @@ fn find(path: &Path) -> Result<(PathBuf, Report), Failure> {
 }
 
 fn latest(path: &Path) -> Result<PathBuf, Failure> {
-    let entries = std::fs::read_dir(path)
-        .with_context(|| path.display().to_string())
-        .input()?;
+    let no_run = || {
+        let path = path.display();
+        format!("{path} is no run's folder; name one that `run` made, such as runs/quickstart")
+    };
+    let entries = std::fs::read_dir(path).with_context(no_run).input()?;
     let finished = entries.flatten().filter_map(|entry| {
         let time = entry
             .path()

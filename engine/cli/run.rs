@@ -20,7 +20,8 @@ pub struct Args {
     /// Folder for results
     #[arg(long, value_name = "DIR", default_value = "runs")]
     out: PathBuf,
-    /// Go on from an interrupted run (what `run` does anyway; with this flag it is an error if there is none)
+    /// Only go on with a run that has begun: an error if there is none with these settings, data and models. Without it, `run` goes on
+    /// where it can and begins where it must
     #[arg(long)]
     resume: bool,
     /// Print the results as JSON

@@ -165,18 +165,13 @@ impl Tensor {
     /// # Errors
     /// Names the first value that is NaN or infinite.
     pub fn check_finite(&self) -> Result<(), BackendError> {
-        let bad16 = |mask: u16| {
-            self.bytes()
-                .par_chunks_exact(2)
-                .position_first(move |b| u16::from_le_bytes([b[0], b[1]]) & mask == mask)
-        };
+        // Infinities and NaN are the values whose exponent has every bit set.
+        let half = |ones: u16| move |b: [u8; 2]| u16::from_le_bytes(b) & ones == ones;
+        let single = |b: [u8; 4]| u32::from_le_bytes(b) & 0x7f80_0000 == 0x7f80_0000;
         let bad = match self.dtype {
-            Dtype::F32 => self
-                .bytes()
-                .par_chunks_exact(4)
-                .position_first(|b| !f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite()),
-            Dtype::Bf16 => bad16(0x7f80),
-            Dtype::F16 => bad16(0x7c00),
+            Dtype::F32 => first(self.bytes(), single),
+            Dtype::Bf16 => first(self.bytes(), half(0x7f80)),
+            Dtype::F16 => first(self.bytes(), half(0x7c00)),
             Dtype::U8 | Dtype::Other => None,
         };
         match bad {
@@ -195,6 +190,20 @@ impl Tensor {
             problem,
         }
     }
+}
+
+/// Bytes that a core looks at before it asks whether one value was bad.
+const BLOCK: usize = 1 << 16;
+
+/// The first value of `N` bytes that is `bad`. A block is one loop without an exit, which the compiler turns into vectors.
+fn first<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool + Sync) -> Option<usize> {
+    let blocks = bytes.par_chunks(BLOCK).enumerate();
+    blocks.find_map_first(|(block, bytes)| {
+        let (values, _) = bytes.as_chunks::<N>();
+        let any = values.iter().fold(false, |any, value| any | bad(*value));
+        any.then(|| values.iter().position(|value| bad(*value)))?
+            .map(|at| block * BLOCK / N + at)
+    })
 }
 
 /// All tensors of a checkpoint, by name.
@@ -229,6 +238,11 @@ impl Checkpoint {
             dir: dir.to_path_buf(),
             tensors,
         })
+    }
+
+    /// Bytes of all tensors.
+    pub fn bytes(&self) -> u64 {
+        self.tensors.values().map(|t| t.range.len() as u64).sum()
     }
 
     /// The tensor `name`, which must have this shape.
@@ -342,4 +356,90 @@ fn shards(dir: &Path, index: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
         files.push(dir.join(name));
     }
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use safetensors::tensor::TensorView;
+
+    /// Bytes of finite values, among them the largest, subnormal and negative ones; `bad` stands at `at`.
+    fn values<const N: usize>(
+        finite: [[u8; N]; 5],
+        len: usize,
+        at: usize,
+        bad: [u8; N],
+    ) -> Vec<u8> {
+        let value = |i| if i == at { bad } else { finite[i % 5] };
+        (0..len).flat_map(value).collect()
+    }
+
+    fn check(dtype: safetensors::Dtype, len: usize, bytes: &[u8]) -> Result<(), BackendError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        // A byte before the weights puts them at an odd address.
+        for odd in [&[][..], &[7]] {
+            let pad = TensorView::new(safetensors::Dtype::U8, vec![odd.len()], odd).unwrap();
+            let view = TensorView::new(dtype, vec![len], bytes).unwrap();
+            let header = [("a", pad), ("w", view)];
+            safetensors::serialize_to_file(header, None, file.path()).unwrap();
+            let tensors = open_file(file.path()).unwrap();
+            tensors
+                .iter()
+                .find(|t| t.name == "w")
+                .unwrap()
+                .check_finite()?;
+        }
+        Ok(())
+    }
+
+    fn family<const N: usize>(dtype: safetensors::Dtype, finite: [[u8; N]; 5], bad: &[[u8; N]]) {
+        let block = BLOCK / N;
+        for len in [1, 2, 31, block - 1, block, block + 1, 3 * block + 17] {
+            assert!(
+                check(dtype, len, &values(finite, len, len, finite[0])).is_ok(),
+                "{dtype:?} {len}"
+            );
+            for at in [0, 1, (len / 2) | 1, block, len - 1]
+                .into_iter()
+                .filter(|at| *at < len)
+            {
+                for bad in bad {
+                    let error = check(dtype, len, &values(finite, len, at, *bad)).unwrap_err();
+                    let place = format!("(element {at})");
+                    assert!(
+                        error.to_string().contains(&place),
+                        "{dtype:?} {len} {bad:?}: {error}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nan_and_infinity_are_found_wherever_they_stand() {
+        let h = |bits: [u16; 5]| bits.map(u16::to_le_bytes);
+        let bf16_finite = h([0, 0x3f80, 0x7f7f, 0x8001, 0xff7f]);
+        let bf16_bad = h([0x7f80, 0xff80, 0x7fc0, 0x7f81, 0xffff]);
+        family(safetensors::Dtype::BF16, bf16_finite, &bf16_bad);
+        let f16_finite = h([0, 0x3c00, 0x7bff, 0x8001, 0xfbff]);
+        let f16_bad = h([0x7c00, 0xfc00, 0x7e00, 0x7c01, 0xffff]);
+        family(safetensors::Dtype::F16, f16_finite, &f16_bad);
+        let f32_finite = [0.0, 1.0, f32::MAX, -f32::from_bits(1), f32::MIN].map(f32::to_le_bytes);
+        let signalling = f32::from_bits(0xff80_0001);
+        let f32_bad =
+            [f32::INFINITY, f32::NEG_INFINITY, f32::NAN, signalling].map(f32::to_le_bytes);
+        family(safetensors::Dtype::F32, f32_finite, &f32_bad);
+    }
+
+    #[test]
+    fn the_first_of_several_bad_values_is_named() {
+        let mut bytes = [1.0f32; 50_000].map(f32::to_le_bytes);
+        (bytes[49_999], bytes[20_001], bytes[20_002]) = (
+            f32::NAN.to_le_bytes(),
+            f32::INFINITY.to_le_bytes(),
+            f32::NAN.to_le_bytes(),
+        );
+        let error = check(safetensors::Dtype::F32, 50_000, bytes.as_flattened()).unwrap_err();
+        assert!(error.to_string().contains("(element 20001)"), "{error}");
+    }
 }

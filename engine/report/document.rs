@@ -127,6 +127,9 @@ pub struct DataSummary {
     pub labels: Vec<(Level, u64)>,
     /// Rows whose code is not valid for a claim in the code table's fiscal year: a parent, retired or unknown.
     pub not_billable: u64,
+    /// Of these, rows whose code never was in ICD-10-CM.
+    #[serde(default)]
+    pub unknown: u64,
     /// The code table, such as `ICD-10-CM FY2026 (April)`.
     pub code_table: String,
     /// How much of the answer stands in the text.

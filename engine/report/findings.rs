@@ -363,6 +363,18 @@ fn not_billable(data: &DataSummary) -> Option<Finding> {
     if data.not_billable == 0 {
         return None;
     }
+    if 2 * data.unknown > data.rows {
+        return finding(
+            Severity::Severe,
+            format!("most gold codes of `{}` are no ICD-10-CM codes", data.name),
+            format!(
+                "{} of {} rows have a code that never was in ICD-10-CM.",
+                count(data.unknown),
+                count(data.rows)
+            ),
+            "Check that `code` names the right column. With such codes, categories, blocks, chapters and the title look-up mean nothing.",
+        );
+    }
     finding(
         Severity::Note,
         format!(
@@ -411,6 +423,15 @@ mod tests {
                 .all(|(severity, _)| *severity != Severity::Severe),
             "{found:?}"
         );
+    }
+
+    #[test]
+    fn a_code_column_of_row_numbers_is_loud() {
+        let mut report = report();
+        report.data[0].unknown = report.data[0].rows / 2;
+        has(&report, Severity::Note, "not valid for a claim");
+        report.data[0].unknown += 1;
+        has(&report, Severity::Severe, "no ICD-10-CM codes");
     }
 
     #[test]

@@ -84,6 +84,7 @@ fn data() -> DataSummary {
             (Level::Chapter, 21),
         ],
         not_billable: 580,
+        unknown: 3,
         code_table: "ICD-10-CM FY2026 (April)".into(),
         leaks: Leaks {
             rows: 10_238,

@@ -39,6 +39,14 @@ pub enum StudyError {
         /// The output folder.
         out: PathBuf,
     },
+    /// The output folder cannot be used.
+    #[error("cannot keep results in {}: {source}; choose a folder that can be written to with `--out`", out.display())]
+    Out {
+        /// The output folder.
+        out: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A system that the recipe does not have.
     #[error("the recipe has no model or training `{name}`; it has {known}")]
     NoSystem {
@@ -54,12 +62,14 @@ pub enum StudyError {
         name: String,
     },
     /// `--resume` without a run.
-    #[error("{}: no run of `{recipe}` with these settings to go on from; run without `--resume` to begin one", out.display())]
+    #[error("nothing to resume: {} has no run of `{recipe}` with these settings, data and models{}; undo what was changed, or run without `--resume` to begin one", out.display(), others(runs))]
     NothingToResume {
         /// The output folder.
         out: PathBuf,
         /// The recipe's name.
         recipe: String,
+        /// Runs of the recipe with other settings.
+        runs: Vec<String>,
     },
     /// A model directory is not there.
     #[error("model `{name}`: {} is not a folder; download or make the model, or correct `weights`", dir.display())]
@@ -77,8 +87,16 @@ pub enum StudyError {
         /// The folder.
         dir: PathBuf,
     },
-    /// A file or folder could not be read or changed.
-    #[error("{}: {source}", path.display())]
+    /// A file or folder that the recipe names could not be read.
+    #[error("cannot read {}: {source}; check that it is there and that its permissions allow it", path.display())]
+    Unreadable {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file or folder of the results could not be read or changed.
+    #[error("cannot use {}: {source}; check that it is there and that its permissions allow it", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -141,6 +159,13 @@ pub enum StudyError {
     Write(#[from] WriteError),
 }
 
+fn others(runs: &[String]) -> String {
+    match runs {
+        [] => String::new(),
+        runs => format!(" (others: {})", runs.join(", ")),
+    }
+}
+
 impl StudyError {
     /// About a file or folder.
     pub fn io(path: &Path, source: std::io::Error) -> Self {
@@ -150,10 +175,24 @@ impl StudyError {
         }
     }
 
+    /// About a file or folder that the recipe names.
+    pub fn unreadable(path: &Path, source: std::io::Error) -> Self {
+        StudyError::Unreadable {
+            path: path.to_path_buf(),
+            source,
+        }
+    }
+
     /// Whether the user's input is wrong (exit code 2) rather than the work failed (1).
     pub fn is_input(&self) -> bool {
         match self {
-            StudyError::NoModel { .. }
+            // What the disk refuses is nobody's input, whatever was to be written.
+            StudyError::Adapter(AdapterError::Write(_))
+            | StudyError::Split(SplitError::Write(_))
+            | StudyError::Train(TrainError::Adapter(AdapterError::Write(_))) => false,
+            StudyError::Out { .. }
+            | StudyError::Unreadable { .. }
+            | StudyError::NoModel { .. }
             | StudyError::NoAdapter { .. }
             | StudyError::NothingToResume { .. }
             | StudyError::NoSystem { .. }
@@ -175,6 +214,7 @@ impl StudyError {
                     | HubError::NotFound { .. }
                     | HubError::Offline { .. }
                     | HubError::Unsuitable { .. }
+                    | HubError::Timeout { .. }
             ),
             _ => false,
         }
@@ -214,6 +254,25 @@ mod tests {
                 "{said}"
             );
             assert!(!error.is_input(), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_failed_work_whatever_was_to_be_written() {
+        let full = || WriteError {
+            path: "a".into(),
+            source: std::io::ErrorKind::StorageFull.into(),
+        };
+        for error in [
+            full().into(),
+            SplitError::from(full()).into(),
+            AdapterError::from(full()).into(),
+            TrainError::from(full()).into(),
+            TrainError::from(AdapterError::from(full())).into(),
+        ] {
+            let error: StudyError = error;
+            assert!(!error.is_input(), "{error}");
+            assert!(error.to_string().contains("disk has room"), "{error}");
         }
     }
 }

@@ -104,48 +104,15 @@ impl<'a> Resolved<'a> {
     /// # Errors
     /// A name that the plan does not define.
     pub fn system(&self, name: &str) -> Result<System<'a>, StudyError> {
-        let dangling = || StudyError::Dangling(name.to_string());
-        if let Some(train) = self.plan.trains.iter().find(|t| t.name == name) {
-            let model = self
-                .plan
-                .models
-                .iter()
-                .find(|m| m.name == train.model)
-                .ok_or_else(dangling)?;
-            return Ok(System {
-                name: &train.name,
-                model,
-                train: Some(train),
-            });
-        }
-        let model = self
-            .plan
-            .models
-            .iter()
-            .find(|m| m.name == name)
-            .ok_or_else(dangling)?;
-        Ok(System {
-            name: &model.name,
-            model,
-            train: None,
-        })
+        system(self.plan, name)
     }
 
-    /// The systems of an evaluation: those that the recipe names, and each tuned one's own base as it comes.
+    /// See [`systems`].
     ///
     /// # Errors
     /// A name that the plan does not define.
     pub fn systems(&self, evaluate: &Evaluate) -> Result<Vec<System<'a>>, StudyError> {
-        let mut systems = Vec::new();
-        for name in &evaluate.models {
-            systems.push(self.system(name)?);
-        }
-        for tuned in systems.clone() {
-            if tuned.train.is_some() && !systems.iter().any(|s| s.name == tuned.model.name) {
-                systems.push(self.system(&tuned.model.name)?);
-            }
-        }
-        Ok(systems)
+        systems(self.plan, evaluate)
     }
 
     fn systems_of_all(&self) -> Result<Vec<System<'a>>, StudyError> {
@@ -159,7 +126,8 @@ impl<'a> Resolved<'a> {
         Ok(all)
     }
 
-    fn data_in_use(&self) -> Result<Vec<&'a Data>, StudyError> {
+    /// The data blocks of all trainings and evaluations, each once.
+    pub(super) fn data_in_use(&self) -> Result<Vec<&'a Data>, StudyError> {
         let tasks = self
             .plan
             .trains
@@ -322,11 +290,44 @@ impl<'a> Resolved<'a> {
     }
 }
 
+/// A model or train block by name.
+///
+/// # Errors
+/// A name that the plan does not define.
+pub fn system<'a>(plan: &'a Plan, name: &str) -> Result<System<'a>, StudyError> {
+    let train = plan.trains.iter().find(|t| t.name == name);
+    let wanted = train.map_or(name, |t| &t.model);
+    let model = plan.models.iter().find(|m| m.name == wanted);
+    let model = model.ok_or_else(|| StudyError::Dangling(wanted.to_string()))?;
+    Ok(System {
+        name: train.map_or(&model.name, |t| &t.name),
+        model,
+        train,
+    })
+}
+
+/// The systems of an evaluation: those that the recipe names, and each tuned one's own base as it comes.
+///
+/// # Errors
+/// A name that the plan does not define.
+pub fn systems<'a>(plan: &'a Plan, evaluate: &Evaluate) -> Result<Vec<System<'a>>, StudyError> {
+    let mut systems = Vec::new();
+    for name in &evaluate.models {
+        systems.push(system(plan, name)?);
+    }
+    for tuned in systems.clone() {
+        if tuned.train.is_some() && !systems.iter().any(|s| s.name == tuned.model.name) {
+            systems.push(system(plan, &tuned.model.name)?);
+        }
+    }
+    Ok(systems)
+}
+
 /// Hash of the files in a folder that a model or an adapter consists of.
 fn folder_print(dir: &Path, store: &mut Store) -> Result<String, StudyError> {
     let mut prints = BTreeMap::new();
-    for entry in std::fs::read_dir(dir).map_err(|e| StudyError::io(dir, e))? {
-        let path = entry.map_err(|e| StudyError::io(dir, e))?.path();
+    for entry in std::fs::read_dir(dir).map_err(|e| StudyError::unreadable(dir, e))? {
+        let path = entry.map_err(|e| StudyError::unreadable(dir, e))?.path();
         let part = path
             .extension()
             .is_some_and(|e| e == "json" || e == "safetensors" || e == "jinja");

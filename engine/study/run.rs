@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 /// Changes whenever the report of the same answers would look different.
-const REPORTS: u32 = 1;
+const REPORTS: u32 = 2;
 /// Names the run's key inside its folder.
 const KEY: &str = "run.key";
 
@@ -33,7 +33,7 @@ pub struct Study<'a> {
     pub text: &'a str,
     /// Folder for results.
     pub out: &'a Path,
-    /// There must be something to go on from.
+    /// Go on with a run that has begun, never begin one.
     pub must_resume: bool,
 }
 
@@ -66,13 +66,15 @@ impl Study<'_> {
         stop: &AtomicBool,
         observer: &mut dyn Observer,
     ) -> Result<Finished, StudyError> {
+        let runs = self.out.join(&self.plan.recipe.name);
+        // Before the store, so that nothing is made where there is nothing.
+        if self.must_resume && !runs.is_dir() {
+            return Err(self.nothing_to_resume(&runs));
+        }
         let mut store = Store::open(self.out)?;
         let resolved = Resolved::find(self.plan, backend.kind(), &mut store, observer)?;
         let run_key = self.key(&resolved)?;
-        let dir = self
-            .out
-            .join(&self.plan.recipe.name)
-            .join(run_key.get(..8).unwrap_or(&run_key));
+        let dir = runs.join(run_key.get(..8).unwrap_or(&run_key));
         let cached = self.plan.evaluates.iter().all(|e| e.cache);
         if let Some(report) = finished_report(&dir, &run_key).filter(|_| cached) {
             return Ok(Finished {
@@ -82,10 +84,12 @@ impl Study<'_> {
             });
         }
         if self.must_resume && !dir.is_dir() {
-            return Err(StudyError::NothingToResume {
-                out: self.out.to_path_buf(),
-                recipe: self.plan.recipe.name.clone(),
-            });
+            return Err(self.nothing_to_resume(&runs));
+        }
+        let mut sets = DataSets::default();
+        // Data that cannot be used stops a run before it has begun.
+        for data in resolved.data_in_use()? {
+            sets.get(&resolved, &store, data)?;
         }
         let device = backend.name();
         observer.event(StudyEvent::Plan {
@@ -101,7 +105,7 @@ impl Study<'_> {
         write_whole(&dir.join("environment.json"), &json(&environment))?;
 
         let gpu = (backend.kind() != "cpu").then_some(device);
-        let (mut bases, mut sets) = (Bases::new(backend), DataSets::default());
+        let mut bases = Bases::new(backend);
         let mut trainings = Vec::new();
         for block in &self.plan.trains {
             let record = match train::record(&resolved, &store, block)? {
@@ -169,6 +173,17 @@ impl Study<'_> {
             report,
             nothing_to_do: false,
         })
+    }
+
+    fn nothing_to_resume(&self, runs: &Path) -> StudyError {
+        let entries = std::fs::read_dir(runs).into_iter().flatten().flatten();
+        let mut runs: Vec<String> = entries.map(|e| e.path().display().to_string()).collect();
+        runs.sort();
+        StudyError::NothingToResume {
+            out: self.out.to_path_buf(),
+            recipe: self.plan.recipe.name.clone(),
+            runs,
+        }
     }
 
     /// Hash of everything that the report depends on.

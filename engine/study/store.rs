@@ -48,14 +48,18 @@ impl Store {
     /// When another process works there, or the disk refuses.
     pub fn open(out: &Path) -> Result<Self, StudyError> {
         let root = out.join(".store");
-        std::fs::create_dir_all(&root).map_err(|e| StudyError::io(&root, e))?;
+        let refused = |source| StudyError::Out {
+            out: out.to_path_buf(),
+            source,
+        };
+        std::fs::create_dir_all(&root).map_err(refused)?;
         let path = root.join("lock");
         let lock = File::options()
             .create(true)
             .truncate(false)
             .write(true)
             .open(&path)
-            .map_err(|e| StudyError::io(&path, e))?;
+            .map_err(refused)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => {
@@ -63,7 +67,7 @@ impl Store {
                     out: out.to_path_buf(),
                 });
             }
-            Err(std::fs::TryLockError::Error(e)) => return Err(StudyError::io(&path, e)),
+            Err(std::fs::TryLockError::Error(e)) => return Err(refused(e)),
         }
         // A damaged list only costs the time to hash again.
         let prints = std::fs::read(root.join("fingerprints.json"))
@@ -87,7 +91,7 @@ impl Store {
     /// # Errors
     /// When the file cannot be read.
     pub fn fingerprint(&mut self, path: &Path) -> Result<String, StudyError> {
-        let io = |e| StudyError::io(path, e);
+        let io = |e| StudyError::unreadable(path, e);
         let path = path.canonicalize().map_err(io)?;
         let meta = path.metadata().map_err(io)?;
         let changed = meta

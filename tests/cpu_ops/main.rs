@@ -23,5 +23,7 @@ mod linear;
 mod linear_reference;
 mod near;
 mod optimizer;
+#[path = "../support/mod.rs"]
+mod support;
 mod tiny_model;
 mod weights;

@@ -1,6 +1,7 @@
 //! A small random model in a folder, so that tests of the whole decoder need no files from elsewhere.
 
 use crate::draw::Draw;
+use crate::support::shared;
 use crate::weights::encode;
 use medft_dsl::plan::{Linear, Precision};
 use medft_engine::backend::cpu::Cpu;
@@ -10,7 +11,6 @@ use medft_engine::model::config::Config;
 use medft_engine::model::decoder::Decoder;
 use medft_engine::model::trained::{LoraShape, Trained, Tuning, model_shapes};
 use safetensors::tensor::TensorView;
-use std::path::PathBuf;
 
 /// Nothing is a multiple of 16 but the head; biases, grouped heads, tied embeddings.
 const CONFIG: &str = r#"{"model_type": "qwen2", "hidden_size": 72, "intermediate_size": 104, "num_hidden_layers": 2,
@@ -31,14 +31,8 @@ pub fn models() -> Vec<Model> {
         name: format!("tiny {precision:?}"),
         decoder: Decoder::load(Cpu, folder.path(), precision, true).unwrap(),
     });
-    let shared =
-        std::env::var_os("MEDFT_SHARED").map_or_else(|| PathBuf::from("../shared"), PathBuf::from);
     let golden = ["llama", "mistral", "mistral-window", "qwen2"].map(|family| {
-        let dir = shared.join("golden").join(family);
-        if !dir.is_dir() {
-            eprintln!("skipped: {} is not there", dir.display());
-            return None;
-        }
+        let dir = shared(&format!("golden/{family}"))?;
         Some(Model {
             name: family.to_string(),
             decoder: Decoder::load(Cpu, &dir, Precision::F32, true).unwrap(),

@@ -14,7 +14,9 @@ use std::collections::BTreeSet;
 fn stepwise<B: Backend>(decoder: &Decoder<B>, rows: &[Vec<u32>], prompt: usize) -> Vec<f32> {
     let (backend, c) = (&decoder.backend, &decoder.config);
     let longest = rows.iter().map(Vec::len).max().unwrap();
-    let mut cache = backend.cache(c.layers, rows.len(), longest, &c.heads).unwrap();
+    let mut cache = backend
+        .cache(c.layers, rows.len(), longest, &c.heads)
+        .unwrap();
     let mut ws = Workspace::new(backend, c, None, rows.len() * prompt.max(1), false).unwrap();
     let mut logits = backend.floats("logits", rows.len() * c.vocab).unwrap();
     let mut all = vec![Vec::new(); rows.len()];
@@ -23,11 +25,30 @@ fn stepwise<B: Backend>(decoder: &Decoder<B>, rows: &[Vec<u32>], prompt: usize) 
         for (slot, row) in rows.iter().enumerate() {
             let (from, past) = if t == prompt { (0, 0) } else { (t - 1, t - 1) };
             let start = batch.push(&row[from..t], past, slot);
-            batch.targets.push(Target { row: start + t - from - 1, id: 0 });
+            batch.targets.push(Target {
+                row: start + t - from - 1,
+                id: 0,
+            });
         }
         let n = batch.tokens();
-        decoder.logits(None, &backend.upload(batch).unwrap(), n, Some(&mut cache), &mut logits, 0, &mut ws);
-        let step = backend.read(&logits, Slot { offset: 0, len: rows.len() * c.vocab }).unwrap();
+        decoder.logits(
+            None,
+            &backend.upload(batch).unwrap(),
+            n,
+            Some(&mut cache),
+            &mut logits,
+            0,
+            &mut ws,
+        );
+        let step = backend
+            .read(
+                &logits,
+                Slot {
+                    offset: 0,
+                    len: rows.len() * c.vocab,
+                },
+            )
+            .unwrap();
         for (all, step) in all.iter_mut().zip(step.chunks(c.vocab)) {
             all.extend_from_slice(step);
         }
@@ -54,18 +75,59 @@ fn steps_through_the_cache_equal_a_whole_pass() {
         let (n, targets) = (batch.tokens(), batch.targets.len());
         let mut ws = Workspace::new(&gpu, &decoder.config, None, n, false).unwrap();
         let mut logits = gpu.floats("logits", targets * 512).unwrap();
-        decoder.logits(None, &gpu.upload(batch).unwrap(), n, None, &mut logits, 0, &mut ws);
-        let whole = gpu.read(&logits, Slot { offset: 0, len: targets * 512 }).unwrap();
-        assert_relative(&format!("head size {dim} {more}: whole pass"), &got, &whole, 2.5e-2);
+        decoder.logits(
+            None,
+            &gpu.upload(batch).unwrap(),
+            n,
+            None,
+            &mut logits,
+            0,
+            &mut ws,
+        );
+        let whole = gpu
+            .read(
+                &logits,
+                Slot {
+                    offset: 0,
+                    len: targets * 512,
+                },
+            )
+            .unwrap();
+        assert_relative(
+            &format!("head size {dim} {more}: whole pass"),
+            &got,
+            &whole,
+            2.5e-2,
+        );
     }
 }
 
-fn answers<B: Backend>(decoder: &Decoder<B>, prompts: &[Vec<u32>], settings: &Decode) -> Vec<Vec<u32>> {
+fn answers<B: Backend>(
+    decoder: &Decoder<B>,
+    prompts: &[Vec<u32>],
+    settings: &Decode,
+) -> Vec<Vec<u32>> {
     let none = BTreeSet::from([7]);
-    let generator = Generator { decoder, trained: None, settings, end_ids: &none };
-    let requests: Vec<Request> =
-        prompts.iter().enumerate().map(|(row, prompt)| Request { row: row as u64, prompt }).collect();
-    generator.answer(&requests).unwrap().into_iter().map(|a| a.ids).collect()
+    let generator = Generator {
+        decoder,
+        trained: None,
+        settings,
+        end_ids: &none,
+    };
+    let requests: Vec<Request> = prompts
+        .iter()
+        .enumerate()
+        .map(|(row, prompt)| Request {
+            row: row as u64,
+            prompt,
+        })
+        .collect();
+    generator
+        .answer(&requests)
+        .unwrap()
+        .into_iter()
+        .map(|a| a.ids)
+        .collect()
 }
 
 #[test]
@@ -75,13 +137,32 @@ fn rows_of_a_batch_answer_as_if_alone() {
     let decoder = Decoder::load(gpu, dir.path(), Precision::Bf16, true).unwrap();
     let prompts = sequences(&[5, 40, 1, 17, 130, 64, 9], 64, 3);
     for sample in [false, true] {
-        let settings =
-            Decode { sample, max_new: 24, temperature: 0.9, top_p: 0.95, top_k: 20, repetition_penalty: 1.1, seed: 4 };
+        let settings = Decode {
+            sample,
+            max_new: 24,
+            temperature: 0.9,
+            top_p: 0.95,
+            top_k: 20,
+            repetition_penalty: 1.1,
+            seed: 4,
+        };
         let together = answers(&decoder, &prompts, &settings);
         let generator = |row: usize| {
             let none = BTreeSet::from([7]);
-            let generator = Generator { decoder: &decoder, trained: None, settings: &settings, end_ids: &none };
-            generator.answer(&[Request { row: row as u64, prompt: &prompts[row] }]).unwrap()[0].ids.clone()
+            let generator = Generator {
+                decoder: &decoder,
+                trained: None,
+                settings: &settings,
+                end_ids: &none,
+            };
+            generator
+                .answer(&[Request {
+                    row: row as u64,
+                    prompt: &prompts[row],
+                }])
+                .unwrap()[0]
+                .ids
+                .clone()
         };
         for (row, answer) in together.iter().enumerate() {
             assert_eq!(*answer, generator(row), "row {row}, sampling {sample}");
@@ -93,16 +174,36 @@ fn rows_of_a_batch_answer_as_if_alone() {
 fn greedy_answers_of_the_quickstart_model_are_the_cpus() {
     let Some(gpu) = gpu() else { return };
     let dir = std::env::var_os("MEDFT_QUICKSTART")
-        .map_or(concat!(env!("CARGO_MANIFEST_DIR"), "/data/quickstart").into(), std::path::PathBuf::from)
+        .map_or(
+            concat!(env!("CARGO_MANIFEST_DIR"), "/data/quickstart").into(),
+            std::path::PathBuf::from,
+        )
         .join("small");
     let cpu = Decoder::load(Cpu, &dir, Precision::Bf16, true).unwrap();
     let decoder = Decoder::load(gpu, &dir, Precision::Bf16, true).unwrap();
     let prompts = sequences(&[20, 33, 64, 100], 2000, 8);
-    let settings =
-        Decode { sample: false, max_new: 24, temperature: 1.0, top_p: 1.0, top_k: 0, repetition_penalty: 1.0, seed: 0 };
-    let (want, got) = (answers(&cpu, &prompts, &settings), answers(&decoder, &prompts, &settings));
-    let same: usize = want.iter().zip(&got).map(|(w, g)| w.iter().zip(g).take_while(|(a, b)| a == b).count()).sum();
+    let settings = Decode {
+        sample: false,
+        max_new: 24,
+        temperature: 1.0,
+        top_p: 1.0,
+        top_k: 0,
+        repetition_penalty: 1.0,
+        seed: 0,
+    };
+    let (want, got) = (
+        answers(&cpu, &prompts, &settings),
+        answers(&decoder, &prompts, &settings),
+    );
+    let same: usize = want
+        .iter()
+        .zip(&got)
+        .map(|(w, g)| w.iter().zip(g).take_while(|(a, b)| a == b).count())
+        .sum();
     let all: usize = want.iter().map(Vec::len).sum();
     println!("{same} of {all} greedy tokens equal before the first difference of each answer");
-    assert!(same * 10 >= all * 7, "only {same} of {all} greedy tokens equal: {want:?} {got:?}");
+    assert!(
+        same * 10 >= all * 7,
+        "only {same} of {all} greedy tokens equal: {want:?} {got:?}"
+    );
 }

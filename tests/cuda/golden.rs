@@ -53,8 +53,11 @@ fn every_family_in_bf16() {
         let fixtures = Fixtures::read(&dir.join("fixtures.safetensors"));
         let model = Decoder::load(gpu.clone(), &dir, Precision::Bf16, true).unwrap();
         let bound = 2.0 * ROUNDING * (14.0 * model.config.layers as f64 + 4.0).sqrt();
-        let (ids, mask, labels) =
-            (fixtures.i64_rows("input_ids"), fixtures.i64_rows("attention_mask"), fixtures.i64_rows("labels"));
+        let (ids, mask, labels) = (
+            fixtures.i64_rows("input_ids"),
+            fixtures.i64_rows("attention_mask"),
+            fixtures.i64_rows("labels"),
+        );
         let vocab = model.config.vocab;
         let adapter = adapter::read(&gpu, &model.config, &dir.join("adapter")).unwrap();
         let mut logit_rms = 0.0;
@@ -63,24 +66,63 @@ fn every_family_in_bf16() {
             let (tokens, targets) = (batch.tokens(), batch.targets.len());
             let mut ws = Workspace::new(&gpu, &model.config, trained, tokens, false).unwrap();
             let mut logits = gpu.floats("logits", targets * vocab).unwrap();
-            model.logits(trained, &gpu.upload(batch).unwrap(), tokens, None, &mut logits, 0, &mut ws);
-            let got = gpu.read(&logits, Slot { offset: 0, len: targets * vocab }).unwrap();
+            model.logits(
+                trained,
+                &gpu.upload(batch).unwrap(),
+                tokens,
+                None,
+                &mut logits,
+                0,
+                &mut ws,
+            );
+            let got = gpu
+                .read(
+                    &logits,
+                    Slot {
+                        offset: 0,
+                        len: targets * vocab,
+                    },
+                )
+                .unwrap();
             let all = fixtures.f32_rows(&format!("{which}.logits"));
-            let real = all.iter().zip(mask.iter().flatten()).filter(|(_, m)| **m == 1);
+            let real = all
+                .iter()
+                .zip(mask.iter().flatten())
+                .filter(|(_, m)| **m == 1);
             let want: Vec<f32> = real.flat_map(|(row, _)| row.clone()).collect();
             assert_relative(&format!("{name} {which}.logits"), &got, &want, bound);
-            logit_rms = (want.iter().map(|w| f64::from(w * w)).sum::<f64>() / want.len() as f64).sqrt();
+            logit_rms =
+                (want.iter().map(|w| f64::from(w * w)).sum::<f64>() / want.len() as f64).sqrt();
 
             let batch = pack(&ids, &mask, Some(&labels));
             let targets = batch.targets.len();
             let mut losses = gpu.floats("losses", targets).unwrap();
-            model.losses(trained, &gpu.upload(batch).unwrap(), tokens, &mut losses, 0, &mut ws);
-            let loss = mean(&gpu.read(&losses, Slot { offset: 0, len: targets }).unwrap());
+            model.losses(
+                trained,
+                &gpu.upload(batch).unwrap(),
+                tokens,
+                &mut losses,
+                0,
+                &mut ws,
+            );
+            let loss = mean(
+                &gpu.read(
+                    &losses,
+                    Slot {
+                        offset: 0,
+                        len: targets,
+                    },
+                )
+                .unwrap(),
+            );
             let want = f64::from(fixtures.f32(&format!("{which}.loss"))[0]);
             // A loss is off by the errors of two logits; their mean over the targets by less.
             let near = bound * logit_rms * (2.0 / targets as f64).sqrt();
             println!("{name} {which}.loss: {loss:.5} against {want:.5}, bound {near:.1e}");
-            assert!((loss - want).abs() <= near, "{name} {which}: loss {loss} against {want}, bound {near:e}");
+            assert!(
+                (loss - want).abs() <= near,
+                "{name} {which}: loss {loss} against {want}, bound {near:e}"
+            );
         }
 
         let mut trained = adapter;
@@ -98,15 +140,39 @@ fn every_family_in_bf16() {
             let (mut grads, mut losses) = (floats("grads"), gpu.floats("losses", targets).unwrap());
             let batch = gpu.upload(batch).unwrap();
             let scale = 1.0 / targets as f32;
-            model.train_pass(&trained, &mut grads, None, &batch, tokens, scale, &mut losses, 0, &mut ws);
-            let loss = mean(&gpu.read(&losses, Slot { offset: 0, len: targets }).unwrap());
+            model.train_pass(
+                &trained,
+                &mut grads,
+                None,
+                &batch,
+                tokens,
+                scale,
+                &mut losses,
+                0,
+                &mut ws,
+            );
+            let loss = mean(
+                &gpu.read(
+                    &losses,
+                    Slot {
+                        offset: 0,
+                        len: targets,
+                    },
+                )
+                .unwrap(),
+            );
             let want = f64::from(fixtures.f32("train.loss")[step]);
-            assert!((loss - want).abs() <= bound * logit_rms, "{name} step {step}: loss {loss} against {want}");
+            assert!(
+                (loss - want).abs() <= bound * logit_rms,
+                "{name} step {step}: loss {loss} against {want}"
+            );
             if step == 0 {
                 let (mut got, mut want) = (Vec::new(), Vec::new());
                 for p in trained.parameters() {
-                    let (own, golden) =
-                        (gpu.read(&grads, p.slot).unwrap(), fixtures.f32(&format!("lora.grad.{}", p.name)));
+                    let (own, golden) = (
+                        gpu.read(&grads, p.slot).unwrap(),
+                        fixtures.f32(&format!("lora.grad.{}", p.name)),
+                    );
                     println!("{name} {}: {:.2e}", p.name, relative(&own, &golden));
                     got.extend(own);
                     want.extend(golden);
@@ -124,13 +190,29 @@ fn every_family_in_bf16() {
                 step: step as u64 + 1,
                 max_norm: Some(1.0),
             };
-            gpu.adamw(&adamw, &grads, &norm, &mut trained.values, &mut first, &mut second);
+            gpu.adamw(
+                &adamw,
+                &grads,
+                &norm,
+                &mut trained.values,
+                &mut first,
+                &mut second,
+            );
         }
         // Adam moves a weight by about its rate whatever the gradient's size, so small gradients' signs matter: compare the way gone.
         let end = gpu.read(&trained.values, all).unwrap();
-        let want: Vec<f32> =
-            trained.parameters().iter().flat_map(|p| fixtures.f32(&format!("train.final.{}", p.name))).collect();
-        let gone = |end: &[f32]| -> Vec<f32> { end.iter().zip(&start).map(|(e, s)| e - s).collect() };
-        assert_relative(&format!("{name} way of three steps"), &gone(&end), &gone(&want), 0.15);
+        let want: Vec<f32> = trained
+            .parameters()
+            .iter()
+            .flat_map(|p| fixtures.f32(&format!("train.final.{}", p.name)))
+            .collect();
+        let gone =
+            |end: &[f32]| -> Vec<f32> { end.iter().zip(&start).map(|(e, s)| e - s).collect() };
+        assert_relative(
+            &format!("{name} way of three steps"),
+            &gone(&end),
+            &gone(&want),
+            0.15,
+        );
     }
 }

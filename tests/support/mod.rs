@@ -1,5 +1,5 @@
 //! What several test files need: the shared folder, and a tiny model on disk.
-#![allow(dead_code, clippy::unwrap_used, clippy::print_stderr)]
+#![allow(dead_code, unused_imports, clippy::unwrap_used)]
 
 use medft_engine::model::config::Config;
 use medft_engine::model::trained::model_shapes;
@@ -7,20 +7,10 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-/// A path in ../shared, or `None` with a line on stderr where it is not there.
-pub fn shared(path: &str) -> Option<PathBuf> {
-    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
-    let path = std::env::var_os("MEDFT_SHARED")
-        .map_or_else(beside, PathBuf::from)
-        .join(path);
-    if path.exists() {
-        return Some(path);
-    }
-    eprintln!("skipped: {} is not there; set MEDFT_SHARED", path.display());
-    None
-}
+mod shared;
+pub use shared::shared;
 
 /// A config.json of two layers, 37 tokens and odd sizes.
 pub const TINY: &str = r#"{

@@ -5,8 +5,8 @@ use super::{Batch, Cuda};
 use crate::backend::Heads;
 use half::bf16;
 use medft_kernels::attention::{self, Backward, Forward, Rope};
-use medft_kernels::device::{Buffer, Device};
 use medft_kernels::decode::{self, Cached, Compact};
+use medft_kernels::device::{Buffer, Device};
 use medft_kernels::{LaunchError, Launcher, Ptr, attention_hopper};
 
 /// Positions that are stored together: a slot's capacity is a multiple of it.
@@ -41,7 +41,13 @@ fn scale(heads: &Heads) -> f32 {
 
 impl Cache {
     /// Room for `slots` sequences of `capacity` tokens.
-    pub fn new(device: &Device, layers: usize, slots: usize, capacity: usize, shape: &Heads) -> Result<Self, LaunchError> {
+    pub fn new(
+        device: &Device,
+        layers: usize,
+        slots: usize,
+        capacity: usize,
+        shape: &Heads,
+    ) -> Result<Self, LaunchError> {
         let capacity = capacity.next_multiple_of(PAGE);
         let len = layers * slots * shape.keys * capacity * shape.dim;
         Ok(Cache {
@@ -103,13 +109,21 @@ impl Cuda {
         let forward = Forward {
             heads: heads(shape),
             tokens: batch.packed.tokens(),
-            work: batch.works(if hopper { attention_hopper::TILE } else { attention::FORWARD_TILE })?,
+            work: batch.works(if hopper {
+                attention_hopper::TILE
+            } else {
+                attention::FORWARD_TILE
+            })?,
             qkv: qkv.ptr(),
             scale: scale(shape),
             out,
             lse,
         };
-        if hopper { attention_hopper::forward(d, &forward) } else { attention::forward(d, &forward) }
+        if hopper {
+            attention_hopper::forward(d, &forward)
+        } else {
+            attention::forward(d, &forward)
+        }
     }
 
     pub(super) fn attend_backward(
@@ -130,7 +144,11 @@ impl Cuda {
         let backward = Backward {
             heads: heads(shape),
             tokens,
-            work: batch.works(if hopper { attention_hopper::TILE } else { attention::BACKWARD_TILE })?,
+            work: batch.works(if hopper {
+                attention_hopper::TILE
+            } else {
+                attention::BACKWARD_TILE
+            })?,
             qkv: qkv.ptr(),
             scale: scale(shape),
             out: out.ptr(),
@@ -143,7 +161,11 @@ impl Cuda {
             }),
             dqkv: dqkv.ptr(),
         };
-        if hopper { attention_hopper::backward(d, &backward) } else { attention::backward(d, &backward) }
+        if hopper {
+            attention_hopper::backward(d, &backward)
+        } else {
+            attention::backward(d, &backward)
+        }
     }
 
     pub(super) fn attend_cached(
@@ -166,7 +188,8 @@ impl Cuda {
         let longest = batch.context;
         let mut scratch = self.scratch();
         let partial = 4 * decode::scratch_len(&heads, sequences.len(), longest);
-        let [partial, lse] = scratch.take(d, [partial, 4 * shape.queries * batch.packed.tokens()])?;
+        let [partial, lse] =
+            scratch.take(d, [partial, 4 * shape.queries * batch.packed.tokens()])?;
         let cached = Cached {
             heads,
             scale: scale(shape),

@@ -86,7 +86,9 @@ impl Batch {
         let by_id = tables.push(&by_id);
         let runs = tables.push(&runs);
         let places = tables.push(bytemuck::cast_slice(&places));
-        let works = lists.each_ref().map(|list| tables.push(bytemuck::cast_slice(list)));
+        let works = lists
+            .each_ref()
+            .map(|list| tables.push(bytemuck::cast_slice(list)));
 
         let memory = take(device, pool, tables.words.len())?;
         let start = memory.ptr();
@@ -116,7 +118,9 @@ impl Batch {
     /// Attention's work list in tiles of this many rows.
     pub fn works(&self, tile: usize) -> Result<Works, LaunchError> {
         let found = self.works.iter().find(|w| w.tile == tile).copied();
-        found.ok_or_else(|| LaunchError::Unsupported(format!("no work list in tiles of {tile} rows")))
+        found.ok_or_else(|| {
+            LaunchError::Unsupported(format!("no work list in tiles of {tile} rows"))
+        })
     }
 }
 
@@ -139,7 +143,8 @@ impl Tables {
     fn push(&mut self, table: &[u32]) -> usize {
         let at = self.words.len();
         self.words.extend_from_slice(table);
-        self.words.resize(self.words.len().next_multiple_of(4).max(4), 0);
+        self.words
+            .resize(self.words.len().next_multiple_of(4).max(4), 0);
         at
     }
 }

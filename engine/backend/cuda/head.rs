@@ -47,10 +47,23 @@ impl Cuda {
         };
         let mut scratch = self.scratch();
         let dz = if backward.is_some() { rows * stride } else { 0 };
-        let sizes = [self.wide_bytes(head), 2 * rows * h, 4 * rows * stride, 4 * rows, 2 * dz, 2 * kept * h, 4 * partials];
+        let sizes = [
+            self.wide_bytes(head),
+            2 * rows * h,
+            4 * rows * stride,
+            4 * rows,
+            2 * dz,
+            2 * kept * h,
+            4 * partials,
+        ];
         let [weight, x, logits, lse, dz, dx, partials] = scratch.take(d, sizes)?;
         let weight = self.head_weight(head, weight.cast())?;
-        let (x, logits, lse, dx) = (x.cast::<bf16>(), logits.cast::<f32>(), lse.cast::<f32>(), dx.cast::<bf16>());
+        let (x, logits, lse, dx) = (
+            x.cast::<bf16>(),
+            logits.cast::<f32>(),
+            lse.cast::<f32>(),
+            dx.cast::<bf16>(),
+        );
         for first in (0..targets).step_by(CHUNK) {
             let n = CHUNK.min(targets - first);
             elementwise::gather_rows(d, n, h, head.x.ptr(), head.batch.target_rows.at(first), x)?;
@@ -88,12 +101,29 @@ impl Cuda {
             })?;
             if let Weight::Trained(slot) = head.weight {
                 let to = back.grads.ptr().at(slot.offset);
-                weight_grad::weight_grad(d, gradient(n, v, h), gradients.d, stride, x, h, to, partials.cast())?;
+                weight_grad::weight_grad(
+                    d,
+                    gradient(n, v, h),
+                    gradients.d,
+                    stride,
+                    x,
+                    h,
+                    to,
+                    partials.cast(),
+                )?;
             }
         }
         let Some(back) = backward else { return Ok(()) };
         let tokens = head.batch.packed.tokens();
-        elementwise::scatter_rows(d, targets, tokens, h, dx, head.batch.target_rows, back.dx.ptr())
+        elementwise::scatter_rows(
+            d,
+            targets,
+            tokens,
+            h,
+            dx,
+            head.batch.target_rows,
+            back.dx.ptr(),
+        )
     }
 
     pub(super) fn head_scores(&self, head: &Head, to: Ptr<f32>) -> Result<(), LaunchError> {

@@ -12,7 +12,6 @@ use medft_kernels::linear::{self, LowBackward, LowForward, MEMBERS, NO_LOW};
 use medft_kernels::lora::{self, Slots};
 use medft_kernels::{LaunchError, Launcher, Ptr, gemm, gemm_hopper, norm, skinny, weight_grad};
 
-
 /// Rows up to which a decoding step takes the kernels that read each weight once, straight from memory.
 pub const FEW: usize = 64;
 
@@ -95,7 +94,8 @@ impl Cuda {
             _ => 2 * n * k,
         };
         let mut scratch = self.scratch();
-        let [a, b, bias, weight] = scratch.take(d, [2 * g.low() * k, 2 * n * g.rank, 4 * n, wide])?;
+        let [a, b, bias, weight] =
+            scratch.take(d, [2 * g.low() * k, 2 * n * g.rank, 4 * n, wide])?;
         let (a, b) = (a.cast::<bf16>(), b.cast::<bf16>());
         let adapted = g.rank > 0;
         if adapted {
@@ -103,7 +103,15 @@ impl Cuda {
             if few {
                 skinny::down(d, &g, x.ptr(), a, shape.scale, low.ptr())?;
             } else {
-                lora::down(d, &g, x.ptr(), a, shape.scale, shape.dropout.as_ref(), low.ptr())?;
+                lora::down(
+                    d,
+                    &g,
+                    x.ptr(),
+                    a,
+                    shape.scale,
+                    shape.dropout.as_ref(),
+                    low.ptr(),
+                )?;
             }
         }
         let mut forward = linear::Forward {
@@ -178,9 +186,20 @@ impl Cuda {
         let mut scratch = self.scratch();
         let [a, b, up, partials, weight] = scratch.take(
             d,
-            [2 * g.low() * k, 2 * n * g.rank, 2 * rows * g.low(), 4 * partials, wide],
+            [
+                2 * g.low() * k,
+                2 * n * g.rank,
+                2 * rows * g.low(),
+                4 * partials,
+                wide,
+            ],
         )?;
-        let (a, b, up, partials) = (a.cast::<bf16>(), b.cast::<bf16>(), up.cast::<bf16>(), partials.cast::<f32>());
+        let (a, b, up, partials) = (
+            a.cast::<bf16>(),
+            b.cast::<bf16>(),
+            up.cast::<bf16>(),
+            partials.cast::<f32>(),
+        );
         if g.rank > 0 {
             lora::pack(d, &g, slots(group, values), a, b)?;
             lora::up_backward(d, &g, dy.ptr(), b, shape.scale, up)?;
@@ -217,7 +236,11 @@ impl Cuda {
             group: g,
             dy: dy.ptr(),
             weight: self.wide(group, values, weight.cast())?,
-            low: (g.rank > 0).then_some(LowBackward { g: up, a, dropout: shape.dropout }),
+            low: (g.rank > 0).then_some(LowBackward {
+                g: up,
+                a,
+                dropout: shape.dropout,
+            }),
             dx: dx.ptr(),
         })
     }
@@ -233,7 +256,12 @@ impl Cuda {
     }
 
     /// A group's weights in bf16: where they lie, or made in `scratch`.
-    fn wide(&self, group: &Group<Cuda>, values: &Float, scratch: Ptr<bf16>) -> Result<Ptr<bf16>, LaunchError> {
+    fn wide(
+        &self,
+        group: &Group<Cuda>,
+        values: &Float,
+        scratch: Ptr<bf16>,
+    ) -> Result<Ptr<bf16>, LaunchError> {
         match &group.weight {
             GroupWeight::Frozen(matrix) => matrix.in_bf16(&self.0.device, scratch),
             GroupWeight::Trained(slots) => {
@@ -248,7 +276,12 @@ impl Cuda {
     }
 
     /// A group's bias `[N]` in `scratch`, zero where a member has none; NULL if no member has one.
-    fn bias(&self, group: &Group<Cuda>, values: &Float, scratch: Ptr<f32>) -> Result<Ptr<f32>, LaunchError> {
+    fn bias(
+        &self,
+        group: &Group<Cuda>,
+        values: &Float,
+        scratch: Ptr<f32>,
+    ) -> Result<Ptr<f32>, LaunchError> {
         if group.members.iter().all(|m| m.bias.is_none()) {
             return Ok(Ptr::NULL);
         }

@@ -57,7 +57,11 @@ impl Part {
             packed: self.packed.ptr(),
             absmax: match &self.scales {
                 Scales::Single(absmax) => nf4::Absmax::Plain(absmax.ptr()),
-                Scales::Double { codes, absmax, offset } => nf4::Absmax::Double {
+                Scales::Double {
+                    codes,
+                    absmax,
+                    offset,
+                } => nf4::Absmax::Double {
                     codes: codes.ptr(),
                     absmax2: absmax.ptr(),
                     offset: *offset,
@@ -198,20 +202,48 @@ fn quantize(device: &Device, tensor: &Tensor, double_quant: bool) -> Result<Part
     in_chunks(tensor, |values| {
         device.write(chunk.ptr(), values)?;
         let (packed, scales) = (packed.ptr().at(at / 2), scales.ptr().at(at / BLOCK));
-        nf4::quantize(device, Source::F32(chunk.ptr()), values.len(), packed, scales)?;
+        nf4::quantize(
+            device,
+            Source::F32(chunk.ptr()),
+            values.len(),
+            packed,
+            scales,
+        )?;
         at += values.len();
         Ok(())
     })?;
     if !double_quant {
         let scales = Scales::Single(scales);
-        return Ok(Part { len, packed, scales });
+        return Ok(Part {
+            len,
+            packed,
+            scales,
+        });
     }
     // Only the mean passes through the host: it has to be summed in PyTorch's order.
     let offset = mean_scale(&scales.download()?);
-    let (codes, nested) = (device.alloc(blocks)?, device.alloc(blocks.div_ceil(NESTED_BLOCK))?);
-    nf4::double_quantize(device, scales.ptr(), blocks, offset, codes.ptr(), nested.ptr())?;
-    let scales = Scales::Double { codes, absmax: nested, offset };
-    Ok(Part { len, packed, scales })
+    let (codes, nested) = (
+        device.alloc(blocks)?,
+        device.alloc(blocks.div_ceil(NESTED_BLOCK))?,
+    );
+    nf4::double_quantize(
+        device,
+        scales.ptr(),
+        blocks,
+        offset,
+        codes.ptr(),
+        nested.ptr(),
+    )?;
+    let scales = Scales::Double {
+        codes,
+        absmax: nested,
+        offset,
+    };
+    Ok(Part {
+        len,
+        packed,
+        scales,
+    })
 }
 
 /// Gives a tensor's values in f32, [`CHUNK`] at a time.

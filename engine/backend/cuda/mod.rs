@@ -16,8 +16,8 @@ use super::*;
 pub use attention::Cache;
 pub use batch::Batch;
 use matrix::{LoadError, Matrix, Stored};
-pub use medft_kernels::device::{Device, NoDevice};
 use medft_kernels::device::Buffer;
+pub use medft_kernels::device::{Device, NoDevice};
 use medft_kernels::linear as kernels;
 use medft_kernels::linear::StepState;
 use medft_kernels::{LaunchError, Launcher, Ptr, elementwise, sample};
@@ -83,7 +83,11 @@ impl Cuda {
     }
 
     /// What names the masks of this step, on the GPU.
-    fn step_state(&self, dropout: &Dropout, first_token: u64) -> Result<Ptr<StepState>, LaunchError> {
+    fn step_state(
+        &self,
+        dropout: &Dropout,
+        first_token: u64,
+    ) -> Result<Ptr<StepState>, LaunchError> {
         let now = StepState {
             seed: dropout.seed,
             step: dropout.step,
@@ -126,7 +130,8 @@ impl Cuda {
                 what,
                 needed,
                 free,
-                remedies: "set `micro_batch = auto` (or a smaller number) or `precision = nf4`".into(),
+                remedies: "set `micro_batch = auto` (or a smaller number) or `precision = nf4`"
+                    .into(),
             },
             LaunchError::Driver { doing, message } => BackendError::Device { doing, message },
             LaunchError::Unsupported(message) => BackendError::Device {
@@ -141,7 +146,13 @@ impl Cuda {
     }
 
     /// The next token of each row, or [`sample::NO_TOKEN`].
-    fn choose(&self, sampling: &Sampling, rows: &[SampleRow], vocab: usize, logits: &Float) -> Result<Vec<u32>, LaunchError> {
+    fn choose(
+        &self,
+        sampling: &Sampling,
+        rows: &[SampleRow],
+        vocab: usize,
+        logits: &Float,
+    ) -> Result<Vec<u32>, LaunchError> {
         let d = &self.0.device;
         let settings = sample::Settings {
             sample: sampling.sample,
@@ -169,7 +180,12 @@ impl Cuda {
             })
             .collect();
         let mut scratch = self.scratch();
-        let sizes = [size_of_val(&who[..]), size_of_val(&seen[..]), sample::scratch_bytes(rows.len(), vocab), 4 * rows.len()];
+        let sizes = [
+            size_of_val(&who[..]),
+            size_of_val(&seen[..]),
+            sample::scratch_bytes(rows.len(), vocab),
+            4 * rows.len(),
+        ];
         let [who_at, seen_at, work, out] = scratch.take(d, sizes)?;
         d.write(who_at.cast(), &who)?;
         d.write(seen_at.cast(), &seen)?;

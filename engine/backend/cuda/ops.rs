@@ -2,10 +2,10 @@
 
 use super::head::Head;
 use super::*;
+use medft_dsl::plan::Precision;
 use medft_kernels::embed::{self, Table};
 use medft_kernels::norm::{self, GainGradient};
 use medft_kernels::{elementwise, optimizer, sample};
-use medft_dsl::plan::Precision;
 
 impl Backend for Cuda {
     type Act = Act;
@@ -16,7 +16,11 @@ impl Backend for Cuda {
     type Arena = Arena;
 
     fn name(&self) -> String {
-        format!("GPU {}, {}", self.0.device.ordinal(), self.0.device.gpu().name)
+        format!(
+            "GPU {}, {}",
+            self.0.device.ordinal(),
+            self.0.device.gpu().name
+        )
     }
 
     fn kind(&self) -> &'static str {
@@ -99,7 +103,8 @@ impl Backend for Cuda {
         capacity: usize,
         heads: &Heads,
     ) -> Result<Cache, BackendError> {
-        Cache::new(&self.0.device, layers, slots, capacity, heads).map_err(|e| self.error("the KV cache", e))
+        Cache::new(&self.0.device, layers, slots, capacity, heads)
+            .map_err(|e| self.error("the KV cache", e))
     }
 
     fn cache_compact(&self, cache: &mut Cache, keep: &[usize]) {
@@ -110,7 +115,14 @@ impl Backend for Cuda {
         super::linear::low_columns(rank)
     }
 
-    fn embed(&self, table: &Weight<Cuda>, values: &Float, batch: &Batch, hidden: usize, x: &mut Act) {
+    fn embed(
+        &self,
+        table: &Weight<Cuda>,
+        values: &Float,
+        batch: &Batch,
+        hidden: usize,
+        x: &mut Act,
+    ) {
         let d = &self.0.device;
         let (n, x) = (batch.packed.tokens(), x.ptr());
         self.attempt(|| match table {
@@ -119,17 +131,35 @@ impl Backend for Cuda {
                 embed::forward(d, n, hidden, batch.ids, table, x)
             }
             Weight::Frozen(matrix) => match matrix.stored() {
-                Stored::Bf16(table) => embed::forward(d, n, hidden, batch.ids, Table::Bf16(table), x),
+                Stored::Bf16(table) => {
+                    embed::forward(d, n, hidden, batch.ids, Table::Bf16(table), x)
+                }
                 Stored::Nf4(_) => Err(LaunchError::Unsupported("an embedding table in NF4".into())),
             },
         });
     }
 
-    fn embed_backward(&self, table: Slot, grads: &mut Float, batch: &Batch, hidden: usize, dx: &Act) {
+    fn embed_backward(
+        &self,
+        table: Slot,
+        grads: &mut Float,
+        batch: &Batch,
+        hidden: usize,
+        dx: &Act,
+    ) {
         let to = grads.ptr().at(table.offset);
         self.attempt(|| {
             let (order, starts, runs) = (batch.by_id, batch.runs, batch.run_count);
-            embed::backward(&self.0.device, runs, hidden, batch.ids, order, starts, dx.ptr(), to)
+            embed::backward(
+                &self.0.device,
+                runs,
+                hidden,
+                batch.ids,
+                order,
+                starts,
+                dx.ptr(),
+                to,
+            )
         });
     }
 
@@ -145,7 +175,18 @@ impl Backend for Cuda {
         rstd: &mut Float,
     ) {
         let gain = self.vector(gain, values);
-        self.attempt(|| norm::forward(&self.0.device, rows, hidden, eps, x.ptr(), gain, y.ptr(), rstd.ptr()));
+        self.attempt(|| {
+            norm::forward(
+                &self.0.device,
+                rows,
+                hidden,
+                eps,
+                x.ptr(),
+                gain,
+                y.ptr(),
+                rstd.ptr(),
+            )
+        });
     }
 
     fn rmsnorm_backward(
@@ -167,14 +208,25 @@ impl Backend for Cuda {
             let trained = match gain {
                 Vector::Frozen(_) => None,
                 Vector::Trained(slot) => {
-                    let [partials] = scratch.take(d, [4 * norm::column_sum_scratch(rows, hidden)])?;
+                    let [partials] =
+                        scratch.take(d, [4 * norm::column_sum_scratch(rows, hidden)])?;
                     Some(GainGradient {
                         dgain: grads.ptr().at(slot.offset),
                         scratch: partials.cast(),
                     })
                 }
             };
-            norm::backward(d, rows, hidden, x.ptr(), rstd.ptr(), weights, dy.ptr(), dx.ptr(), trained)
+            norm::backward(
+                d,
+                rows,
+                hidden,
+                x.ptr(),
+                rstd.ptr(),
+                weights,
+                dy.ptr(),
+                dx.ptr(),
+                trained,
+            )
         });
     }
 
@@ -240,9 +292,18 @@ impl Backend for Cuda {
         self.attempt(|| elementwise::swiglu(&self.0.device, rows, inner, gate_up.ptr(), h.ptr()));
     }
 
-    fn swiglu_backward(&self, rows: usize, inner: usize, gate_up: &Act, dh: &Act, dgate_up: &mut Act) {
+    fn swiglu_backward(
+        &self,
+        rows: usize,
+        inner: usize,
+        gate_up: &Act,
+        dh: &Act,
+        dgate_up: &mut Act,
+    ) {
         let (gate_up, dh, to) = (gate_up.ptr(), dh.ptr(), dgate_up.ptr());
-        self.attempt(|| elementwise::swiglu_backward(&self.0.device, rows, inner, gate_up, dh, to, None));
+        self.attempt(|| {
+            elementwise::swiglu_backward(&self.0.device, rows, inner, gate_up, dh, to, None)
+        });
     }
 
     fn clear(&self, rows: usize, hidden: usize, x: &mut Act) {
@@ -265,7 +326,14 @@ impl Backend for Cuda {
         at: usize,
         backward: Option<HeadBackward<Cuda>>,
     ) {
-        let head = Head { weight: head, values, batch, hidden, vocab, x };
+        let head = Head {
+            weight: head,
+            values,
+            batch,
+            hidden,
+            vocab,
+            x,
+        };
         self.attempt(|| self.head_cross_entropy(&head, losses, at, backward));
     }
 
@@ -280,7 +348,14 @@ impl Backend for Cuda {
         logits: &mut Float,
         at_row: usize,
     ) {
-        let head = Head { weight: head, values, batch, hidden, vocab, x };
+        let head = Head {
+            weight: head,
+            values,
+            batch,
+            hidden,
+            vocab,
+            x,
+        };
         self.attempt(|| self.head_scores(&head, logits.ptr().at(at_row * vocab)));
     }
 

@@ -17,7 +17,12 @@ pub struct RopeTable {
 
 impl RopeTable {
     /// Pairs (cos, sin), `[at least context, dim / 2, 2]`.
-    pub fn get(&mut self, device: &Device, heads: &Heads, context: usize) -> Result<Ptr<f32>, LaunchError> {
+    pub fn get(
+        &mut self,
+        device: &Device,
+        heads: &Heads,
+        context: usize,
+    ) -> Result<Ptr<f32>, LaunchError> {
         if let Some(table) = &self.table
             && self.positions >= context
             && self.inv_freq == heads.inv_freq
@@ -25,8 +30,11 @@ impl RopeTable {
             return Ok(table.ptr());
         }
         let positions = context.next_power_of_two().max(SHORTEST);
-        let pairs = (0..positions).flat_map(|p| heads.inv_freq.iter().map(move |f| (p as f64 * f).sin_cos()));
-        let table: Vec<f32> = pairs.flat_map(|(sin, cos)| [cos as f32, sin as f32]).collect();
+        let pairs = (0..positions)
+            .flat_map(|p| heads.inv_freq.iter().map(move |f| (p as f64 * f).sin_cos()));
+        let table: Vec<f32> = pairs
+            .flat_map(|(sin, cos)| [cos as f32, sin as f32])
+            .collect();
         let table = device.upload(&table)?;
         let ptr = table.ptr();
         *self = RopeTable {

@@ -43,14 +43,14 @@ pub enum HubError {
         cache: PathBuf,
         problem: String,
     },
+    #[error("{what} arrived damaged ({problem}) and was deleted; run again to download it anew")]
+    Damaged { what: String, problem: String },
     #[error(
-        "{what} arrived with {found} bytes instead of {needed} and was deleted; run again to download it anew"
+        "cannot download {what}: no byte came for {seconds} s; check the connection and run again, which goes on from where it stopped (MEDFT_HUB_TIMEOUT sets the seconds)"
     )]
-    Size {
-        what: String,
-        found: u64,
-        needed: u64,
-    },
+    Stalled { what: String, seconds: f64 },
+    #[error("MEDFT_HUB_TIMEOUT is `{found}`; a number of seconds above 0 was expected, such as 60")]
+    Timeout { found: String },
     #[error("another process is downloading {what}; wait for it, then run again")]
     Busy { what: String },
 }

@@ -2,10 +2,12 @@
 //!
 //! Looks into the local cache first (the layout of `huggingface_hub`, shared with Python), then
 //! downloads through `hf-hub`, resuming what was begun. Around that crate it adds what it lacks:
-//! `HF_TOKEN`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, pinned commits in the cache, a check of the size,
-//! and errors that say what to do. It refuses pickled weights: safetensors only. Invariant: a path
+//! `HF_TOKEN`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, pinned commits in the cache, a check of size and
+//! hash, an end to waiting, and errors that say what to do. It refuses pickled weights: safetensors only. Invariant: a path
 //! that is returned points into `snapshots/<commit>/`, so the commit names the bytes.
 
+mod digest;
+mod download;
 mod error;
 mod place;
 
@@ -16,6 +18,7 @@ use medft_dsl::plan::Source;
 use place::Place;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
@@ -26,6 +29,9 @@ const OPTIONAL: [&str; 3] = [
     "tokenizer_config.json",
     "chat_template.jinja",
 ];
+
+/// A download without a byte for so long has stalled.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Told how a download goes. Nothing is called for what is in the cache.
 pub trait DownloadProgress {
@@ -61,12 +67,14 @@ pub struct Hub {
     cache: PathBuf,
     token: Option<String>,
     offline: bool,
+    /// Seconds as the user wrote them.
+    timeout: Option<String>,
 }
 
 impl Hub {
     /// The hub as the environment describes it, with the meaning that Python's `huggingface_hub`
     /// gives to `HF_ENDPOINT`, `HF_HOME`, `HF_HUB_CACHE`, `HF_TOKEN`, `HF_TOKEN_PATH`,
-    /// `HF_HUB_OFFLINE` and `XDG_CACHE_HOME`.
+    /// `HF_HUB_OFFLINE` and `XDG_CACHE_HOME`; `MEDFT_HUB_TIMEOUT` is ours.
     pub fn from_env() -> Hub {
         Hub::from_vars(|name| std::env::var(name).ok())
     }
@@ -90,7 +98,21 @@ impl Hub {
                 .map(|token| token.trim().to_owned())
                 .filter(|token| !token.is_empty()),
             offline: ["1", "ON", "YES", "TRUE"].contains(&offline.as_str()),
+            timeout: var("MEDFT_HUB_TIMEOUT"),
         }
+    }
+
+    /// How long a download may go without a byte.
+    fn patience(&self) -> Result<Duration, HubError> {
+        let Some(seconds) = &self.timeout else {
+            return Ok(PATIENCE);
+        };
+        let parsed = seconds.trim().parse().ok().filter(|s| *s > 0.0);
+        parsed
+            .and_then(|s| Duration::try_from_secs_f64(s).ok())
+            .ok_or_else(|| HubError::Timeout {
+                found: seconds.clone(),
+            })
     }
 
     /// The folder that downloads are kept in.
@@ -119,6 +141,29 @@ impl Hub {
         }
     }
 
+    /// The file of a source if it needs no download; never asks the hub.
+    pub fn cached_source_file(&self, source: &Source) -> Option<PathBuf> {
+        match source {
+            Source::Csv { path, .. } | Source::Jsonl { path } => {
+                path.exists().then(|| path.clone())
+            }
+            Source::Hf {
+                repo,
+                file,
+                revision,
+            } => self.dataset(repo, revision).cached_file(file),
+        }
+    }
+
+    fn dataset<'h>(&'h self, repo: &'h str, revision: &'h str) -> Place<'h> {
+        Place {
+            hub: self,
+            repo,
+            revision,
+            kind: RepoType::Dataset,
+        }
+    }
+
     /// A file of a data set, from the cache or the hub.
     pub fn dataset_file(
         &self,
@@ -127,14 +172,8 @@ impl Hub {
         revision: &str,
         progress: &mut dyn DownloadProgress,
     ) -> Result<PathBuf, HubError> {
-        let place = Place {
-            hub: self,
-            repo,
-            revision,
-            kind: RepoType::Dataset,
-        };
-        let cached = place.cached().map(|snapshot| snapshot.dir.join(file));
-        if let Some(path) = cached.filter(|path| path.exists()) {
+        let place = self.dataset(repo, revision);
+        if let Some(path) = place.cached_file(file) {
             return Ok(path);
         }
         let remote = place.remote()?;

@@ -1,17 +1,19 @@
 //! One revision of one repository: its place in the cache and its files on the hub.
 //!
-//! Wraps `hf-hub`, and is the only file that names it besides the repository's type. It refuses to
-//! trust a download's length. Invariant: files are fetched by commit, so one snapshot folder never
-//! mixes two revisions.
+//! Wraps `hf-hub`, and with `download` is the only file that names it besides the repository's type. It
+//! refuses to trust a download's bytes. Invariant: files are fetched by commit, so one snapshot
+//! folder never mixes two revisions.
 
+use super::digest::{Digest, differs};
+use super::download::{Broken, download};
 use super::{DownloadProgress, Hub, HubError, Snapshot};
-use hf_hub::api::Progress;
 use hf_hub::api::RepoInfo;
-use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A broken connection is tried again this often; each time the download continues where it broke.
@@ -30,7 +32,9 @@ pub(super) struct Place<'h> {
 /// A revision that the hub has resolved to a commit.
 pub(super) struct Remote<'p> {
     place: &'p Place<'p>,
-    api: ApiRepo,
+    api: Arc<ApiRepo>,
+    /// A download without a byte for so long has stalled.
+    patience: Duration,
     /// Where the commit's files are or will be.
     pub(super) snapshot: Snapshot,
     /// The files of the commit.
@@ -49,41 +53,61 @@ impl Remote<'_> {
             return Ok(path);
         }
         let what = format!("the file `{file}`");
+        let store = |error| self.place.cannot_store(&what, &error);
         let mut size = 0;
         // Not the crate's own retries: after a connection that fails at once they begin at byte 0
         // of a file that already has bytes. Each call of ours takes the place from the file.
         let mut retries = RETRIES;
         let path = loop {
-            let forward = Forward {
-                progress: &mut *progress,
-                size: &mut size,
-            };
-            match self.api.download_with_progress(file, forward) {
+            match download(&self.api, file, self.patience, progress, &mut size) {
                 Ok(path) => break path,
-                Err(ApiError::IoError(error)) if retries > 0 && is_network(&error) => retries -= 1,
-                Err(error) => return Err(self.place.explain(&what, error)),
+                Err(Broken::Hub(ApiError::IoError(error))) if retries > 0 && is_network(&error) => {
+                    retries -= 1;
+                }
+                Err(Broken::Hub(error)) if retries > 0 && cannot_continue(&error) => {
+                    retries = 0;
+                    self.begin_anew(file)
+                        .map_err(|e| self.place.explain(&what, e))?;
+                }
+                Err(Broken::Hub(error)) => return Err(self.place.explain(&what, error)),
+                Err(Broken::Stalled) => {
+                    return Err(HubError::Stalled {
+                        what: self.place.name(&what),
+                        seconds: self.patience.as_secs_f64(),
+                    });
+                }
             }
         };
         // The crate appends whatever comes, also if a proxy cut it or ignored where to begin.
-        let blob = path
-            .canonicalize()
-            .map_err(|error| self.place.cannot_store(&what, &error))?;
-        let found = blob
-            .metadata()
-            .map_err(|error| self.place.cannot_store(&what, &error))?
-            .len();
-        if found != size {
-            for stale in [blob, path] {
-                std::fs::remove_file(stale)
-                    .map_err(|error| self.place.cannot_store(&what, &error))?;
+        let blob = path.canonicalize().map_err(store)?;
+        let found = blob.metadata().map_err(store)?.len();
+        let problem = if found != size {
+            Some(format!("{found} bytes instead of {size}"))
+        } else {
+            match Digest::named_by(&blob) {
+                Some(digest) => differs(&digest, &blob).map_err(store)?,
+                None => None,
             }
-            return Err(HubError::Size {
-                what: self.place.name(&what),
-                found,
-                needed: size,
-            });
+        };
+        let Some(problem) = problem else {
+            return Ok(path);
+        };
+        for stale in [blob, path] {
+            std::fs::remove_file(stale).map_err(store)?;
         }
-        Ok(path)
+        Err(HubError::Damaged {
+            what: self.place.name(&what),
+            problem,
+        })
+    }
+
+    /// Removes what an earlier download of the file left, since it cannot be continued.
+    fn begin_anew(&self, file: &str) -> Result<(), ApiError> {
+        let place = self.place;
+        let found = place.client()?.metadata(&self.api.url(file))?;
+        let cache = place.cache(&self.snapshot.commit);
+        let part = cache.blob_path(found.etag()).with_extension("part");
+        Ok(std::fs::remove_file(part)?)
     }
 
     /// Writes down what the revision stands for: the crate did so for the commit only, and the next
@@ -107,6 +131,12 @@ impl Place<'_> {
         Some(self.snapshot(commit.trim())).filter(|snapshot| snapshot.dir.is_dir())
     }
 
+    /// A file in the cache.
+    pub(super) fn cached_file(&self, file: &str) -> Option<PathBuf> {
+        let path = self.cached()?.dir.join(file);
+        path.exists().then_some(path)
+    }
+
     /// Asks the hub for the commit and its files.
     pub(super) fn remote(&self) -> Result<Remote<'_>, HubError> {
         if self.hub.offline {
@@ -115,6 +145,7 @@ impl Place<'_> {
                 cache: self.hub.cache.clone(),
             });
         }
+        let patience = self.hub.patience()?;
         let info = self
             .info()
             .map_err(|error| self.explain("the list of files", error))?;
@@ -128,7 +159,8 @@ impl Place<'_> {
             .collect();
         Ok(Remote {
             place: self,
-            api,
+            api: Arc::new(api),
+            patience,
             snapshot: self.snapshot(&info.sha),
             files,
         })
@@ -146,11 +178,14 @@ impl Place<'_> {
     }
 
     fn api(&self, revision: &str) -> Result<ApiRepo, ApiError> {
-        let api = ApiBuilder::from_cache(Cache::new(self.hub.cache.clone()))
+        Ok(self.client()?.repo(self.at(revision)))
+    }
+
+    fn client(&self) -> Result<Api, ApiError> {
+        ApiBuilder::from_cache(Cache::new(self.hub.cache.clone()))
             .with_endpoint(self.hub.endpoint.clone())
             .with_token(self.hub.token.clone())
-            .build()?;
-        Ok(api.repo(self.at(revision)))
+            .build()
     }
 
     fn cache(&self, revision: &str) -> CacheRepo {
@@ -269,23 +304,12 @@ fn is_network(error: &io::Error) -> bool {
             .is_some_and(|inner| inner.is::<ureq::Error>())
 }
 
-/// Hands the crate's progress on, and keeps the size.
-struct Forward<'p> {
-    progress: &'p mut dyn DownloadProgress,
-    size: &'p mut u64,
-}
-
-impl Progress for Forward<'_> {
-    fn init(&mut self, size: usize, filename: &str) {
-        *self.size = size as u64;
-        self.progress.started(filename, *self.size);
-    }
-
-    fn update(&mut self, size: usize) {
-        self.progress.advanced(size as u64);
-    }
-
-    fn finish(&mut self) {
-        self.progress.finished();
+/// Whether what an earlier download left is at least as long as the file: killed between its last byte and its renaming,
+/// or of something else.
+fn cannot_continue(error: &ApiError) -> bool {
+    match error {
+        ApiError::InvalidResume => true,
+        ApiError::RequestError(error) => matches!(**error, ureq::Error::StatusCode(416)),
+        _ => false,
     }
 }

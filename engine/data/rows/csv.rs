@@ -8,7 +8,7 @@ use super::columns::find_column;
 use super::quotes::{BadQuote, QuoteWatch};
 use super::{Cells, RowsError};
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 /// The wanted cells of every record of the file at `path`.
@@ -37,6 +37,18 @@ pub(super) fn records<R: Read>(
     let Some(byte) = byte else {
         return Err(RowsError::Delimiter { path, delimiter });
     };
+    let mut stream = BufReader::new(stream);
+    let begin = stream.fill_buf().map_err(|source| RowsError::Read {
+        path: path.clone(),
+        source,
+    })?;
+    if let Some(used) = other_delimiter(begin, byte) {
+        return Err(RowsError::OtherDelimiter {
+            path,
+            delimiter,
+            used,
+        });
+    }
     let mut reader = ::csv::ReaderBuilder::new()
         .delimiter(byte)
         .from_reader(QuoteWatch::new(stream, byte));
@@ -60,6 +72,16 @@ pub(super) fn records<R: Read>(
             code: cell(code),
         })
     }))
+}
+
+/// What the header is separated by, if it is not separated by `delimiter`: Excel writes semicolons where the comma is decimal.
+fn other_delimiter(begin: &[u8], delimiter: u8) -> Option<char> {
+    let header = begin.split(|byte| b"\r\n".contains(byte)).next()?;
+    if header.contains(&delimiter) {
+        return None;
+    }
+    let used = b";\t,|".iter().find(|other| header.contains(other))?;
+    Some(char::from(*used))
 }
 
 /// The crate's error as a sentence with a place.
@@ -163,6 +185,14 @@ mod tests {
                 ["more than one column `note`", "rename"],
             ),
             (b"", ["/d/rows.csv", "has no rows"]),
+            (
+                "\u{feff}note;icd\n\"a, \"\"b\"\"\";I10\n".as_bytes(),
+                ["separated by ';'", "`delimiter = \";\"`"],
+            ),
+            (
+                b"note\ticd\na\tI10\n",
+                ["separated by '\\t'", "`delimiter = \"\\t\"`"],
+            ),
         ] {
             let message = error(bytes);
             assert!(parts.iter().all(|part| message.contains(part)), "{message}");

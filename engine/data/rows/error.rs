@@ -18,7 +18,13 @@ pub enum RowsError {
     Format { path: PathBuf },
     #[error("cannot read {} with the delimiter {delimiter:?}: it must be one ASCII character, such as `,` or `;`, other than a quote or line break", path.display())]
     Delimiter { path: PathBuf, delimiter: char },
-    #[error("{}, line {line}: the bytes are not UTF-8; save the file as UTF-8 (`iconv -f latin1 -t utf-8`)", path.display())]
+    #[error("{}: its header is separated by {used:?}, not by {delimiter:?}; set `delimiter = {:?}` in the `source` of the data block", path.display(), used.to_string())]
+    OtherDelimiter {
+        path: PathBuf,
+        delimiter: char,
+        used: char,
+    },
+    #[error("{}, line {line}: the bytes are not UTF-8; save the file as UTF-8 (`iconv -f latin1 -t utf-8`, for Excel's Unicode text `-f utf-16`)", path.display())]
     NotUtf8 { path: PathBuf, line: u64 },
     #[error("{}, line {line}: the quote that opens here is never closed; close it, or write a quote inside a quoted cell twice (`\"\"`)", path.display())]
     UnclosedQuote { path: PathBuf, line: u64 },
@@ -53,7 +59,7 @@ pub enum RowsError {
     },
     #[error("{} has more than one column `{column}`; rename all but one", path.display())]
     RepeatedColumn { path: PathBuf, column: String },
-    #[error("{} has no rows{}", path.display(), if *header { " below its header line" } else { "" })]
+    #[error("{} has no rows{}; check `source` of the data block", path.display(), if *header { " below its header line" } else { "" })]
     NoRows { path: PathBuf, header: bool },
     #[error("no row of {} can be used: of {read} rows {empty_text} have no text and {empty_code} no code; check `text` and `code` of the data block", path.display())]
     NothingLeft {

@@ -222,7 +222,6 @@ mod tests {
     use super::super::tests::dequantize;
     use super::*;
     use safetensors::SafeTensors;
-    use std::path::PathBuf;
 
     const MATRICES: [&str; 6] = [
         "m64x128",
@@ -234,13 +233,7 @@ mod tests {
     ];
 
     fn golden() -> Option<Vec<u8>> {
-        let beside = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared").into();
-        let shared = std::env::var_os("MEDFT_SHARED").map_or(beside, PathBuf::from);
-        let bytes = std::fs::read(shared.join("golden/nf4.safetensors")).ok();
-        if bytes.is_none() {
-            eprintln!("skipped: no golden/nf4.safetensors in {}", shared.display());
-        }
-        bytes
+        Some(std::fs::read(crate::shared::shared("golden/nf4.safetensors")?).unwrap())
     }
 
     fn floats(file: &SafeTensors, name: &str) -> Vec<f32> {

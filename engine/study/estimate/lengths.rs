@@ -1,0 +1,141 @@
+//! How long a task's prompts and answers are in a model's tokens, from a sample of the rows.
+
+use crate::data::hub::Hub;
+use crate::data::icd10::CodeTree;
+use crate::data::rows::{Rows, read_rows};
+use crate::study::StudyError;
+use crate::text::example::{Renderer, Row};
+use crate::text::template::ChatTemplate;
+use crate::text::tokenizer::Tokenizer;
+use medft_dsl::plan::{Data, Model, Part, Plan, Source, Split, Task};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Rows that are tokenised; the others are taken to be like them.
+const SAMPLE: usize = 64;
+
+/// What is known of a task's rows.
+#[derive(Debug, Clone)]
+pub(super) struct Measured {
+    /// Usable rows.
+    all: usize,
+    split: Split,
+    /// Tokens of a prompt, on the average.
+    pub(super) prompt: f64,
+    /// Tokens of a right answer with its end token, on the average.
+    pub(super) answer: f64,
+}
+
+/// What is known of a task's rows, or why nothing is.
+pub(super) type Known = Result<Measured, String>;
+
+impl Measured {
+    /// Rows on a side, nearly: the split is not drawn.
+    pub(super) fn rows(&self, part: Part) -> u64 {
+        let share = match part {
+            Part::Train => self.split.train,
+            Part::Val => self.split.val,
+            Part::Test => self.split.test,
+        };
+        (share * self.all as f64).round() as u64
+    }
+}
+
+/// Reads each data block once.
+pub(super) struct Lengths<'a> {
+    plan: &'a Plan,
+    rows: BTreeMap<&'a str, Result<Arc<Rows>, String>>,
+    known: BTreeMap<(String, String), Known>,
+}
+
+impl<'a> Lengths<'a> {
+    pub(super) fn new(plan: &'a Plan) -> Self {
+        Lengths {
+            plan,
+            rows: BTreeMap::new(),
+            known: BTreeMap::new(),
+        }
+    }
+
+    /// The lengths of a task's rows for the model in `dir`, or why they are not known.
+    pub(super) fn get(
+        &mut self,
+        task: &Task,
+        model: &Model,
+        dir: &Path,
+    ) -> Result<Known, StudyError> {
+        let key = (task.name.clone(), model.name.clone());
+        if let Some(known) = self.known.get(&key) {
+            return Ok(known.clone());
+        }
+        let data = self.plan.data.iter().find(|d| d.name == task.data);
+        let data = data.ok_or_else(|| StudyError::Dangling(task.data.clone()))?;
+        let measured = match self.rows(data)? {
+            Ok(rows) => Ok(measure(task, model, dir, data, &rows)?),
+            Err(reason) => Err(reason),
+        };
+        self.known.insert(key, measured.clone());
+        Ok(measured)
+    }
+
+    fn rows(&mut self, data: &'a Data) -> Result<Result<Arc<Rows>, String>, StudyError> {
+        if let Some(rows) = self.rows.get(data.name.as_str()) {
+            return Ok(rows.clone());
+        }
+        let rows = match Hub::from_env().cached_source_file(&data.source) {
+            Some(path) => Ok(Arc::new(read_rows(data, &path, CodeTree::shipped())?)),
+            None => Err(match &data.source {
+                Source::Hf { repo, file, .. } => {
+                    format!("`{file}` of data set `{repo}` is not downloaded yet")
+                }
+                Source::Csv { path, .. } | Source::Jsonl { path } => {
+                    format!("{} is not there", path.display())
+                }
+            }),
+        };
+        self.rows.insert(&data.name, rows.clone());
+        Ok(rows)
+    }
+}
+
+fn measure(
+    task: &Task,
+    model: &Model,
+    dir: &Path,
+    data: &Data,
+    rows: &Rows,
+) -> Result<Measured, StudyError> {
+    let text = |source| StudyError::Text {
+        block: model.name.clone(),
+        source,
+    };
+    let tokenizer = Tokenizer::load(dir).map_err(text)?;
+    let template = ChatTemplate::load(dir).map_err(text)?;
+    let renderer = Renderer::new(task, &template, &tokenizer).map_err(text)?;
+    let tree = CodeTree::shipped();
+    let step = rows.rows.len().div_ceil(SAMPLE).max(1);
+    let labels = rows.rows.iter().step_by(step);
+    let labels: Vec<String> = labels.map(|r| tree.label(&r.code, task.level)).collect();
+    let sample: Vec<Row> = rows
+        .rows
+        .iter()
+        .step_by(step)
+        .zip(&labels)
+        .map(|(row, code)| Row {
+            text: &row.text,
+            code,
+            title: tree.title_of(code),
+        })
+        .collect();
+    let examples = renderer.examples(&sample).map_err(text)?;
+    let mean = |of: &dyn Fn(&crate::text::example::Example) -> usize| {
+        examples.iter().map(of).sum::<usize>() as f64 / examples.len().max(1) as f64
+    };
+    Ok(Measured {
+        all: rows.rows.len(),
+        split: data.split.clone(),
+        prompt: mean(&|e| e.target_start),
+        answer: mean(&|e| e.ids.len() - e.target_start),
+    })
+}
