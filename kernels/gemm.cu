@@ -27,7 +27,7 @@ template <int M, int N, int K, int STAGES_, int WARPS_M_, int WARPS_N_, bool B_K
     static_assert(WM % BLOCK == 0 && WN % 32 == 0, "a warp owns whole 16x32 blocks: the unit of dropout masks");
     static constexpr int STAGED = SHARED >= BM * BN * 4 ? BM : BM / 2;  // rows of the f32 tile that the epilogue stages at once
     static_assert(SHARED >= STAGED * BN * 4 && STAGED % WM == 0, "the epilogue stages whole warps' rows where the ring was");
-    static_assert(SHARED <= 99 * 1024, "sm_86, sm_89 and sm_120 give a block 99 KB");
+    static_assert(SHARED <= 227 * 1024, "x");
     static_assert(STAGES * BK >= 128, "a member's low-rank operands (rank <= 128) fit the ring at once");
     static_assert((BK / BLOCK) % 2 == 0, "fragment buffers alternate");
 };
@@ -78,7 +78,7 @@ static_assert(sizeof(Part) == 40 && sizeof(Product) == 304, "as in kernels/src/g
 struct Cursor {
     const bf16 *a, *b;
     uint32_t lda, ldb, k, depth;
-    int half;     // only this half of the tile's columns has the segment; -1: all
+    uint32_t takes;  // nt: bit i: this thread's load i of b is of the half of the tile's columns that has the segment
     int segment;
 };
 
@@ -177,39 +177,50 @@ template <class T> struct Loader {
     static constexpr int B_STEP = T::THREADS / T::B::CHUNKS, B_LOADS = T::B::LINES / B_STEP;
     static_assert(T::A::LINES % A_STEP == 0 && T::B::LINES % B_STEP == 0 && A_STEP % 8 == 0 && B_STEP % 8 == 0,
                   "every thread loads the same number of chunks, at the same swizzle");
+    static_assert(A_LOADS <= 32 && B_LOADS <= 32, "one bit a load");
     const Product& p;
     const Part& part;
-    uint32_t row0, tile_n;
-    int b_row[T::B_ROWS ? B_LOADS : 1];  // nt: row of b within the part, or -1
+    uint32_t row0, column0, last_row;    // last_row: within the tile
+    uint32_t a_inside = 0, b_inside = 0; // bit i: load i is inside the matrix (nt: also inside the segment's half)
+    uint32_t b_row[T::B_ROWS ? B_LOADS : 1];  // nt: row of b within the part, 0 where outside
     Cursor at;
 
     __device__ __forceinline__ Loader(const Product& p, const Part& part, uint32_t row0, uint32_t tile_n)
-        : p(p), part(part), row0(row0), tile_n(tile_n) {
+        : p(p), part(part), row0(row0), column0(tile_n * T::BN), last_row(min(p.rows - row0, (uint32_t)T::BM) - 1) {
+#pragma unroll
+        for (int i = 0; i < A_LOADS; ++i) a_inside |= (threadIdx.x / T::A::CHUNKS + i * A_STEP <= last_row ? 1u : 0u) << i;
         if constexpr (T::B_ROWS) {
 #pragma unroll
             for (int i = 0; i < B_LOADS; ++i) {
                 const uint32_t n = threadIdx.x / T::B::CHUNKS + i * B_STEP;
-                uint32_t column = tile_n * T::BN + n;
+                uint32_t column = column0 + n;
                 if (p.mode == ROPE || p.mode == SWIGLU) {
                     constexpr uint32_t HALF = T::BN / 2;
                     const uint32_t pair = tile_n * (HALF / CHUNK) + n % HALF / CHUNK;
                     column = pair_column(pair, p.head_dim) + n % CHUNK + n / HALF * (p.head_dim / 2);
                     if (pair >= part.columns / (2 * CHUNK)) column = part.columns;
                 }
-                b_row[i] = column < part.columns ? (int)column : -1;
+                b_inside |= (column < part.columns ? 1u : 0u) << i;
+                b_row[i] = column < part.columns ? column : 0;
             }
         }
         enter_base();
     }
     __device__ __forceinline__ void enter_base() {
-        at = {p.a + (size_t)row0 * p.lda + part.a_at, p.b + (size_t)part.b_at * p.ldb, p.lda, p.ldb, 0, part.depth, -1, 0};
+        at = {p.a + (size_t)row0 * p.lda + part.a_at, p.b + (size_t)part.b_at * p.ldb, p.lda, p.ldb, 0, part.depth, ~0u, 0};
     }
-    // Puts the cursor on columns `low` of the low-rank buffer.
+    // Puts the cursor on columns `low` of the low-rank buffer; `half` of the tile's columns have them, or all (-1).
     __device__ __forceinline__ void enter_low(uint32_t low, uint32_t depth, int half) {
         const size_t b_at = T::B_ROWS ? part.b_at : low;
         at.a = p.low + (size_t)row0 * p.ldlow + low;
         at.b = p.low_b + b_at * p.ldlow_b;
-        at.lda = p.ldlow; at.ldb = p.ldlow_b; at.k = 0; at.depth = depth; at.half = half;
+        at.lda = p.ldlow; at.ldb = p.ldlow_b; at.k = 0; at.depth = depth; at.takes = ~0u;
+        if (half >= 0) {
+            at.takes = 0;
+#pragma unroll
+            for (int i = 0; i < B_LOADS; ++i)
+                at.takes |= ((threadIdx.x / T::B::CHUNKS + i * B_STEP >= T::BN / 2) == (half == 1) ? 1u : 0u) << i;
+        }
     }
     __device__ __forceinline__ void advance() {
         at.k += T::BK;
@@ -218,34 +229,35 @@ template <class T> struct Loader {
             if (part.low_at[i] != NO_LOW) enter_low(part.low_at[i], part.low_depth, p.mode == SWIGLU ? i : -1);
         }
     }
-    // The next BK of the reduction; zero outside the matrices.
+    // The next BK of the reduction; zero outside the matrices. Addresses outside are moved to a row and column inside.
     __device__ __forceinline__ void load(uint32_t stage) {
         const uint32_t a_line = threadIdx.x / T::A::CHUNKS, a_chunk = threadIdx.x % T::A::CHUNKS;
         const uint32_t a_k = at.k + a_chunk * CHUNK;
-        const uint32_t a_to = stage + T::A::at(a_line, a_chunk);
+        const bf16* a = at.a + (a_k < at.depth ? a_k : 0);
+        const uint32_t a_to = stage + T::A::at(a_line, a_chunk), a_takes = a_k < at.depth ? a_inside : 0;
 #pragma unroll
-        for (int i = 0; i < A_LOADS; ++i) {
-            const uint32_t line = a_line + i * A_STEP;
-            const bool inside = row0 + line < p.rows && a_k < at.depth;
-            cp_async16(a_to + i * A_STEP * T::A::LINE_BYTES, at.a + (inside ? (size_t)line * at.lda + a_k : 0), inside ? CHUNK_BYTES : 0);
-        }
+        for (int i = 0; i < A_LOADS; ++i)
+            cp_async16(a_to + i * A_STEP * T::A::LINE_BYTES, a + (uint64_t)min(a_line + i * A_STEP, last_row) * at.lda,
+                       (a_takes >> i & 1) * CHUNK_BYTES);
         const uint32_t b_line = threadIdx.x / T::B::CHUNKS, b_chunk = threadIdx.x % T::B::CHUNKS;
         const uint32_t b_to = stage + T::A::BYTES + T::B::at(b_line, b_chunk);
+        if constexpr (T::B_ROWS) {
+            const uint32_t k = at.k + b_chunk * CHUNK;
+            const bf16* b = at.b + (k < at.depth ? k : 0);
+            const uint32_t takes = k < at.depth ? b_inside & at.takes : 0;
 #pragma unroll
-        for (int i = 0; i < B_LOADS; ++i) {
-            const uint32_t line = b_line + i * B_STEP;
-            size_t from = 0;
-            bool inside;
-            if constexpr (T::B_ROWS) {
-                const uint32_t k = at.k + b_chunk * CHUNK;
-                inside = b_row[i] >= 0 && k < at.depth && (at.half < 0 || (at.half == 1) == (line >= T::BN / 2));
-                if (inside) from = (size_t)b_row[i] * at.ldb + k;
-            } else {
-                const uint32_t k = at.k + line, column = tile_n * T::BN + b_chunk * CHUNK;
-                inside = k < at.depth && column < part.columns;
-                if (inside) from = (size_t)k * at.ldb + column;
+            for (int i = 0; i < B_LOADS; ++i)
+                cp_async16(b_to + i * B_STEP * T::B::LINE_BYTES, b + (uint64_t)b_row[i] * at.ldb, (takes >> i & 1) * CHUNK_BYTES);
+        } else {
+            const uint32_t column = column0 + b_chunk * CHUNK;
+            const bool inside = column < part.columns;
+            const bf16* b = at.b + (inside ? column : 0);
+#pragma unroll
+            for (int i = 0; i < B_LOADS; ++i) {
+                const uint32_t k = at.k + b_line + i * B_STEP;
+                cp_async16(b_to + i * B_STEP * T::B::LINE_BYTES, b + (uint64_t)min(k, at.depth - 1) * at.ldb,
+                           inside && k < at.depth ? CHUNK_BYTES : 0);
             }
-            cp_async16(b_to + i * B_STEP * T::B::LINE_BYTES, at.b + from, inside ? CHUNK_BYTES : 0);
         }
     }
 };
@@ -396,3 +408,20 @@ KERNEL(gemm_nn_small, SmallNN, false, 2)
 KERNEL(gemm_nn_narrow, NarrowNN, false, 2)
 KERNEL(gemm_nn_large_dropout, LargeNN, true, 2)
 KERNEL(gemm_nn_small_dropout, SmallNN, true, 2)
+
+using V1 = Tile<256, 128, 64, 3, 4, 2, true>;
+using V2 = Tile<256, 128, 64, 4, 4, 2, true>;
+using V3 = Tile<128, 128, 64, 3, 2, 2, true>;
+using V4 = Tile<128, 256, 64, 3, 2, 4, true>;
+using W1 = Tile<256, 128, 64, 3, 4, 2, false>;
+using W2 = Tile<256, 128, 64, 4, 4, 2, false>;
+using W3 = Tile<128, 128, 64, 3, 2, 2, false>;
+using W4 = Tile<128, 256, 64, 3, 2, 4, false>;
+KERNEL(try_nt_1, V1, false, 1)
+KERNEL(try_nt_2, V2, false, 1)
+KERNEL(try_nt_3, V3, false, 2)
+KERNEL(try_nt_4, V4, false, 1)
+KERNEL(try_nn_1, W1, false, 1)
+KERNEL(try_nn_2, W2, false, 1)
+KERNEL(try_nn_3, W3, false, 2)
+KERNEL(try_nn_4, W4, false, 1)

@@ -7,12 +7,14 @@
 // read once. Dropout is drawn in registers, one Philox call for eight elements: mask bits never see memory.
 //
 // Budget at T = 16384, K = 2048, r = 64, three members: 67 MB of x, 13 GFLOP, 16 us of HBM; with dropout 12.6M Philox calls of ~90
-// instructions are ~40 us of integer issue on 132 SMs. 20 KB a stage, 4 stages: 80 KB, one block of 384 threads an SM; 64 accumulators a thread.
+// instructions are ~40 us of integer issue on 132 SMs. 40 KB a stage, 4 stages: 160 KB, one block of 384 threads an SM
+// (the 64-row form: 96 KB, for few rows and for parts with 99 KB); grad: 80 KB. 64 accumulators a thread.
 #include "prim/philox.cuh"
 #include "prim/tile.cuh"
 
-constexpr int STAGES = 4;
-constexpr int DEPTH = 32;             // columns of x (down) or rows of x (grad) a step: the unit of a dropout draw in both
+constexpr int STAGES = 4;             // of grad
+constexpr int DEPTH = 32;             // rows of x a step of grad; columns of a dropout draw
+constexpr int DOWN_DEPTH = 64;        // columns of x a step of down: whole 128-byte lines (at 64 bytes HBM gave a third of its rate)
 constexpr int UNIT = 64;              // low-rank columns of a unit: 64 accumulators a thread at 32 rows a warp
 constexpr int UNIT_WARPS = 4;
 constexpr int UNITS = 3;              // of a block: q, k, v read x once
@@ -36,22 +38,22 @@ struct Down {
 };
 static_assert(sizeof(Down) == 152, "as in kernels/src/lora.rs");
 
-template <int MI, bool DROPOUT> __device__ __forceinline__ void down(const Down& p) {
+template <int MI, int STAGES, int LIMIT, bool DROPOUT> __device__ __forceinline__ void down(const Down& p) {
     constexpr int ROWS = UNIT_WARPS * MI * BLOCK;
-    using X = Operand<ROWS, DEPTH, true>;
-    using A = Operand<UNIT, DEPTH, true>;
-    static_assert(STAGES * (X::BYTES + UNITS * A::BYTES) <= 99 * 1024, "fits every architecture");
+    using X = Operand<ROWS, DOWN_DEPTH, true>;
+    using A = Operand<UNIT, DOWN_DEPTH, true>;
+    static_assert(STAGES * (X::BYTES + UNITS * A::BYTES) <= LIMIT, "shared memory of the parts that it is for");
     extern __shared__ __align__(1024) uint8_t memory[];
     const uint32_t smem = smem_address(memory);
     const uint32_t row0 = blockIdx.x * ROWS, first_unit = blockIdx.y * UNITS;
     const uint32_t units = min((uint32_t)UNITS, p.units_len - first_unit);
     const uint32_t stage_bytes = X::BYTES + units * A::BYTES;
-    const uint32_t steps = div_up(p.inputs, (uint32_t)DEPTH);
+    const uint32_t steps = div_up(p.inputs, (uint32_t)DOWN_DEPTH);
 
     auto load = [&](uint32_t step) {
         if (step < steps) {
             const uint32_t stage = smem + step % STAGES * stage_bytes;
-            const uint32_t chunk = threadIdx.x % X::CHUNKS, k = step * DEPTH + chunk * CHUNK;
+            const uint32_t chunk = threadIdx.x % X::CHUNKS, k = step * DOWN_DEPTH + chunk * CHUNK;
             for (uint32_t line = threadIdx.x / X::CHUNKS; line < ROWS; line += blockDim.x / X::CHUNKS) {
                 const bool inside = row0 + line < p.rows && k < p.inputs;
                 cp_async16(stage + X::at(line, chunk), p.x + (inside ? (size_t)(row0 + line) * p.inputs + k : 0), inside ? CHUNK_BYTES : 0);
@@ -79,33 +81,36 @@ template <int MI, bool DROPOUT> __device__ __forceinline__ void down(const Down&
         __syncthreads();
         load(step + STAGES - 1);
         const uint32_t x_tile = smem + step % STAGES * stage_bytes, a_tile = x_tile + X::BYTES + mine * A::BYTES;
-        uint32_t x[2][MI][4];
 #pragma unroll
-        for (int mi = 0; mi < MI; ++mi) {
+        for (int half = 0; half < DOWN_DEPTH / 32; ++half) {
+            uint32_t x[2][MI][4];
 #pragma unroll
-            for (int kk = 0; kk < 2; ++kk) X::fragment(x[kk][mi], x_tile, x_lane, mi, kk);
-            if constexpr (DROPOUT) {
-                // Registers 0, 2 of a fragment are row g, 1, 3 row g + 8; word 2 kk + (register / 2) names their columns.
-                const uint64_t token = state.first_token + row0 + warp_row + mi * BLOCK + g;
+            for (int mi = 0; mi < MI; ++mi) {
 #pragma unroll
-                for (int lower = 0; lower < 2; ++lower) {
-                    const Philox draw = dropout_uniforms(state, unit.stream, token + 8 * lower, step, q);
+                for (int kk = 0; kk < 2; ++kk) X::fragment(x[kk][mi], x_tile, x_lane, mi, 2 * half + kk);
+                if constexpr (DROPOUT) {
+                    // Registers 0, 2 of a fragment are row g, 1, 3 row g + 8; word 2 kk + (register / 2) names their columns.
+                    const uint64_t token = state.first_token + row0 + warp_row + mi * BLOCK + g;
 #pragma unroll
-                    for (int j = 0; j < 4; ++j) x[j / 2][mi][lower + 2 * (j % 2)] &= keep_bits(draw.w[j], p.threshold);
+                    for (int lower = 0; lower < 2; ++lower) {
+                        const Philox draw = dropout_uniforms(state, unit.stream, token + 8 * lower, step * (DOWN_DEPTH / 32) + half, q);
+#pragma unroll
+                        for (int j = 0; j < 4; ++j) x[j / 2][mi][lower + 2 * (j % 2)] &= keep_bits(draw.w[j], p.threshold);
+                    }
                 }
             }
-        }
 #pragma unroll
-        for (int n = 0; n < NI; ++n) {
-            if (n * BLOCK >= unit.width) continue;
+            for (int n = 0; n < NI; ++n) {
+                if (n * BLOCK >= unit.width) continue;
 #pragma unroll
-            for (int kk = 0; kk < 2; ++kk) {
-                uint32_t a[4];
-                A::fragment(a, a_tile, a_lane, n, kk);
+                for (int kk = 0; kk < 2; ++kk) {
+                    uint32_t a[4];
+                    A::fragment(a, a_tile, a_lane, n, 2 * half + kk);
 #pragma unroll
-                for (int mi = 0; mi < MI; ++mi) {
-                    mma_m16n8k16(sum[mi][2 * n], x[kk][mi], a[0], a[1]);
-                    mma_m16n8k16(sum[mi][2 * n + 1], x[kk][mi], a[2], a[3]);
+                    for (int mi = 0; mi < MI; ++mi) {
+                        mma_m16n8k16(sum[mi][2 * n], x[kk][mi], a[0], a[1]);
+                        mma_m16n8k16(sum[mi][2 * n + 1], x[kk][mi], a[2], a[3]);
+                    }
                 }
             }
         }
@@ -303,10 +308,10 @@ __device__ __forceinline__ void pack(const Pack& p) {
 }
 
 constexpr int THREADS = UNITS * UNIT_WARPS * WARP;
-extern "C" __global__ void __launch_bounds__(THREADS, 1) lora_down(const __grid_constant__ Down p) { down<2, false>(p); }
-extern "C" __global__ void __launch_bounds__(THREADS, 1) lora_down_dropout(const __grid_constant__ Down p) { down<2, true>(p); }
-extern "C" __global__ void __launch_bounds__(THREADS, 1) lora_down_short(const __grid_constant__ Down p) { down<1, false>(p); }
-extern "C" __global__ void __launch_bounds__(THREADS, 1) lora_down_short_dropout(const __grid_constant__ Down p) { down<1, true>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS, 1) lora_down(const __grid_constant__ Down p) { down<2, 4, 160 * 1024, false>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS, 1) lora_down_dropout(const __grid_constant__ Down p) { down<2, 4, 160 * 1024, true>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS, 1) lora_down_short(const __grid_constant__ Down p) { down<1, 3, 99 * 1024, false>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS, 1) lora_down_short_dropout(const __grid_constant__ Down p) { down<1, 3, 99 * 1024, true>(p); }
 extern "C" __global__ void __launch_bounds__(THREADS, 1) lora_grad(const __grid_constant__ Grad p) { grad<false>(p); }
 extern "C" __global__ void __launch_bounds__(THREADS, 1) lora_grad_dropout(const __grid_constant__ Grad p) { grad<true>(p); }
 extern "C" __global__ void __launch_bounds__(PACK_THREADS) lora_pack(const __grid_constant__ Pack p) { pack(p); }

@@ -4,20 +4,24 @@
 // bf16 row-major inputs with 16-byte rows; f32 out, `+=` (one part) or partial sums `=` (several parts of T, then lora_sum). Sums f32, in
 // ascending row order inside a part; no rounding to bf16 at all.
 //
-// Budget: as gemm.cu's large tile (64 KB ring, 128 accumulators, 2 blocks an SM); both operands are read by ldmatrix.trans. The output's
+// Budget: as gemm.cu's tall tile (256x128x32, 96 KB ring, 128 accumulators, 1 block an SM); both operands are read by ldmatrix.trans. The output's
 // read-modify-write is 8 bytes an element, under 2 % of the time at T = 16384.
 #include "prim/tile.cuh"
 
-constexpr int SIDE = 128;      // of the output tile
 constexpr int DEPTH = 32;      // rows of a and b a step
 constexpr int STAGES = 4;
-constexpr int WARPS = 2;       // along each side
-constexpr int WARP_SIDE = SIDE / WARPS;
+constexpr int COLUMNS = 128;   // of the output tile
+constexpr int WARP_SIDE = 64;
+constexpr int WARPS_N = COLUMNS / WARP_SIDE;
 constexpr int MI = WARP_SIDE / BLOCK;
-constexpr int THREADS = WARPS * WARPS * WARP;
-using Side = Operand<SIDE, DEPTH, false>;
-constexpr int STAGE = 2 * Side::BYTES;
-static_assert(STAGES * STAGE == 64 * 1024, "two blocks an SM on sm_80 and sm_90, one on 99 KB parts");
+// 256 rows for large gradients; 128 for small ones, of which two fit an SM of sm_80 and sm_90.
+template <int ROWS_> struct Tile {
+    static constexpr int ROWS = ROWS_, THREADS = ROWS / WARP_SIDE * WARPS_N * WARP;
+    using A = Operand<ROWS, DEPTH, false>;
+    using B = Operand<COLUMNS, DEPTH, false>;
+    static constexpr int STAGE = A::BYTES + B::BYTES;
+    static_assert(STAGES * STAGE <= 99 * 1024, "sm_86, sm_89 and sm_120 give a block 99 KB");
+};
 
 struct WeightGrad {
     const bf16* a; const bf16* b; float* out;
@@ -26,43 +30,49 @@ struct WeightGrad {
 };
 static_assert(sizeof(WeightGrad) == 64, "as in kernels/src/weight_grad.rs");
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) weight_grad_tn(const __grid_constant__ WeightGrad p) {
+// This thread's chunks of one operand for rows `row0`.. of the batch.
+template <class T, class Side> __device__ __forceinline__ void load_side(uint32_t tile, const bf16* from, uint32_t ld, uint32_t row0, uint32_t end,
+                                                                         uint32_t column0, uint32_t columns) {
+    constexpr int STEP = T::THREADS / Side::CHUNKS, LOADS = Side::LINES / STEP;
+    static_assert(STEP % 8 == 0, "one swizzle a thread");
+    const uint32_t line = threadIdx.x / Side::CHUNKS, chunk = threadIdx.x % Side::CHUNKS, column = column0 + chunk * CHUNK;
+#pragma unroll
+    for (int i = 0; i < LOADS; ++i) {
+        const uint32_t row = row0 + line + i * STEP;
+        const bool inside = row < end && column < columns;
+        cp_async16(tile + Side::at(line, chunk) + i * STEP * Side::LINE_BYTES, from + (inside ? (size_t)row * ld + column : 0),
+                   inside ? CHUNK_BYTES : 0);
+    }
+}
+
+template <class T> __device__ __forceinline__ void weight_grad(const WeightGrad& p) {
     extern __shared__ __align__(1024) uint8_t memory[];
     const uint32_t smem = smem_address(memory);
-    const uint32_t m0 = blockIdx.x % p.tiles_m * SIDE, n0 = blockIdx.x / p.tiles_m * SIDE;
+    const uint32_t m0 = blockIdx.x % p.tiles_m * T::ROWS, n0 = blockIdx.x / p.tiles_m * COLUMNS;
     const uint32_t begin = blockIdx.y * p.rows_per_split, end = min(begin + p.rows_per_split, p.rows);
     const uint32_t steps = begin < end ? div_up(end - begin, (uint32_t)DEPTH) : 0;
 
-    constexpr int STEP = THREADS / Side::CHUNKS, LOADS = Side::LINES / STEP;
-    static_assert(STEP % 8 == 0, "one swizzle a thread");
-    const uint32_t line = threadIdx.x / Side::CHUNKS, chunk = threadIdx.x % Side::CHUNKS, to = Side::at(line, chunk);
-    const uint32_t column_a = m0 + chunk * CHUNK, column_b = n0 + chunk * CHUNK;
     auto load = [&](uint32_t step, uint32_t stage) {
         if (step < steps) {
-            const uint32_t tile = smem + stage * STAGE + to;
-#pragma unroll
-            for (int i = 0; i < LOADS; ++i) {
-                const uint32_t row = begin + step * DEPTH + line + i * STEP;
-                const bool a = row < end && column_a < p.m, b = row < end && column_b < p.n;
-                cp_async16(tile + i * STEP * Side::LINE_BYTES, p.a + (a ? (size_t)row * p.lda + column_a : 0), a ? CHUNK_BYTES : 0);
-                cp_async16(tile + i * STEP * Side::LINE_BYTES + Side::BYTES, p.b + (b ? (size_t)row * p.ldb + column_b : 0), b ? CHUNK_BYTES : 0);
-            }
+            const uint32_t tile = smem + stage * T::STAGE, row = begin + step * DEPTH;
+            load_side<T, typename T::A>(tile, p.a, p.lda, row, end, m0, p.m);
+            load_side<T, typename T::B>(tile + T::A::BYTES, p.b, p.ldb, row, end, n0, p.n);
         }
         cp_async_commit();
     };
 #pragma unroll
     for (int s = 0; s < STAGES - 1; ++s) load(s, s);
 
-    const int warp_m = warp_id() / WARPS * WARP_SIDE, warp_n = warp_id() % WARPS * WARP_SIDE;
-    const uint32_t a_lane = Side::lane_a(warp_m), b_lane = Side::lane_b(warp_n);
+    const int warp_m = warp_id() / WARPS_N * WARP_SIDE, warp_n = warp_id() % WARPS_N * WARP_SIDE;
+    const uint32_t a_lane = T::A::lane_a(warp_m), b_lane = T::B::lane_b(warp_n);
     float sum[MI][2 * MI][4] = {};
     uint32_t a[2][MI][4], b[2][MI][4];
     auto fragments = [&](int at, uint32_t stage, int kk) {
-        const uint32_t tile = smem + stage * STAGE;
+        const uint32_t tile = smem + stage * T::STAGE;
 #pragma unroll
-        for (int i = 0; i < MI; ++i) Side::fragment(a[at][i], tile, a_lane, i, kk);
+        for (int i = 0; i < MI; ++i) T::A::fragment(a[at][i], tile, a_lane, i, kk);
 #pragma unroll
-        for (int i = 0; i < MI; ++i) Side::fragment(b[at][i], tile + Side::BYTES, b_lane, i, kk);
+        for (int i = 0; i < MI; ++i) T::B::fragment(b[at][i], tile + T::A::BYTES, b_lane, i, kk);
     };
     cp_async_wait<STAGES - 2>();
     __syncthreads();
@@ -109,6 +119,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) weight_grad_tn(const __
             }
         }
 }
+
+extern "C" __global__ void __launch_bounds__(Tile<256>::THREADS, 1) weight_grad_tall(const __grid_constant__ WeightGrad p) { weight_grad<Tile<256>>(p); }
+extern "C" __global__ void __launch_bounds__(Tile<128>::THREADS, 2) weight_grad_large(const __grid_constant__ WeightGrad p) { weight_grad<Tile<128>>(p); }
 
 // ---- Column sums -----------------------------------------------------------------------------------------------------------------------
 struct ColumnSums {

@@ -23,6 +23,8 @@ pub enum Size {
     Large,
     /// 64 rows, 32 columns.
     Small,
+    /// try
+    Try(usize),
 }
 
 /// Checks what every linear op relies on.

@@ -4,7 +4,7 @@
 //! gives the same bits on every GPU of one model. Invariant: a group's adapted members share one padded rank; their true ranks may differ.
 
 use crate::gemm;
-use crate::launch::{Geometry, Kernel, LaunchError, Launcher, Ptr};
+use crate::launch::{Geometry, Gpu, Kernel, LaunchError, Launcher, Ptr};
 use crate::linear::{Dropout, Group, MEMBERS, NO_LOW, StepState};
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
@@ -16,7 +16,9 @@ const UNIT_THREADS: u32 = 128;
 const UNITS: usize = 3;
 const MOST_UNITS: usize = 6;
 const DEPTH: usize = 32;
+const DOWN_DEPTH: usize = 64;
 const STAGES: usize = 4;
+const SHORT_STAGES: usize = 3;
 const COLUMNS: usize = 128;
 const SUM_THREADS: usize = 256;
 const PACK_THREADS: u64 = 256;
@@ -160,9 +162,9 @@ fn check(group: &Group) -> Result<(), LaunchError> {
     Ok(())
 }
 
-/// Bytes of the ring for a tile of `big` bytes a stage and `units` units.
-fn ring(big: usize, units: usize) -> u32 {
-    (STAGES * (big + units * UNIT * DEPTH * size_of::<bf16>())) as u32
+/// Bytes of a ring of `stages` stages, each `outer + units * 64` by `depth` bf16.
+fn ring(stages: usize, depth: usize, outer: usize, units: usize) -> u32 {
+    (stages * depth * (outer + units * UNIT) * size_of::<bf16>()) as u32
 }
 
 /// `low_m = bf16(scale * drop_m(x) A_m^T)` of every adapted member: x `[T, K]`, a stacked `[R, K]`, low `[T, R]` `=`.
@@ -204,7 +206,7 @@ pub fn down(
         threshold: dropout.map_or(0, |d| d.threshold),
         units,
     };
-    let (short, geometry) = down_geometry(group.rows, all.len(), l.gpu().multiprocessors as usize);
+    let (short, geometry) = down_geometry(group.rows, all.len(), l.gpu());
     let name = match (short, dropout.is_some()) {
         (false, false) => "lora_down",
         (false, true) => "lora_down_dropout",
@@ -215,15 +217,20 @@ pub fn down(
 }
 
 /// Whether the 64-row tile is used (it does not change a row's bits), and the launch.
-fn down_geometry(rows: usize, units: usize, multiprocessors: usize) -> (bool, Geometry) {
+fn down_geometry(rows: usize, units: usize, gpu: &Gpu) -> (bool, Geometry) {
     let blocks = units.div_ceil(UNITS);
-    let short = rows.div_ceil(2 * UNIT) * blocks * 2 <= multiprocessors;
-    let tile = if short { UNIT } else { 2 * UNIT };
     let units = units.min(UNITS);
+    let tall = ring(STAGES, DOWN_DEPTH, 2 * UNIT, units);
+    let idle = rows.div_ceil(2 * UNIT) * blocks * 2 <= gpu.multiprocessors as usize;
+    let short = idle || tall > gpu.shared_per_block;
+    let (tile, shared) = match short {
+        true => (UNIT, ring(SHORT_STAGES, DOWN_DEPTH, UNIT, units)),
+        false => (2 * UNIT, tall),
+    };
     let geometry = Geometry {
         grid: [rows.div_ceil(tile) as u32, blocks as u32, 1],
         block: units as u32 * UNIT_THREADS,
-        shared: ring(tile * DEPTH * size_of::<bf16>(), units),
+        shared,
     };
     (short, geometry)
 }
@@ -276,15 +283,19 @@ pub struct Grads {
     pub scratch: Ptr<f32>,
 }
 
-/// Parts that sums over tokens are split into, as (dA, dB): so many that the blocks fill a large GPU (128 blocks of 3 x 4 warps, four times as
-/// many of 4), and at least 256 tokens each. From the shapes alone: the bits must not depend on the GPU.
+/// Parts that sums over tokens are split into, as (dA, dB): so many that the blocks fill a large GPU with 16 warps an SM (12 for three units),
+/// and at least 256 tokens each. From the shapes alone: the bits must not depend on the GPU.
 fn splits(group: &Group) -> (usize, usize) {
     let most = group.rows.div_ceil(256).clamp(1, 16);
     let units = group.low() / group.rank.max(1) * group.rank.div_ceil(UNIT);
     let tiles_a = group.inputs.div_ceil(COLUMNS) * units.div_ceil(UNITS);
     let tiles_b: usize = group.outputs.iter().map(|n| n.div_ceil(COLUMNS)).sum();
-    let fill = |blocks: usize, tiles: usize| (blocks / tiles.max(1)).clamp(1, most);
-    (fill(132, tiles_a), fill(528, tiles_b))
+    let fill = |units: usize, tiles: usize| {
+        let blocks = 528 / units.clamp(1, UNITS + 1);
+        (blocks / tiles.max(1)).clamp(1, most)
+    };
+    let blocks_a = if units >= UNITS { UNITS + 1 } else { units };
+    (fill(blocks_a, tiles_a), fill(group.rank.div_ceil(UNIT), tiles_b))
 }
 
 /// f32 elements of scratch that [`grads`] needs.
@@ -431,7 +442,7 @@ fn lay_out(
     let geometry = Geometry {
         grid: [tiles, splits as u32, 1],
         block: widest * UNIT_THREADS,
-        shared: ring(COLUMNS * DEPTH * size_of::<bf16>(), widest as usize),
+        shared: ring(STAGES, DEPTH, COLUMNS, widest as usize),
     };
     (params, geometry)
 }
@@ -532,23 +543,35 @@ mod tests {
 
     #[test]
     fn splits_fill_the_gpu_and_follow_the_rows() {
-        assert_eq!(splits(&qkv(16384, 64)), (8, 16));
+        assert_eq!(splits(&qkv(16384, 64)), (16, 16));
         assert_eq!(splits(&qkv(100, 64)), (1, 1));
         let group = qkv(16384, 64);
         assert_eq!(
             scratch_len(&group),
-            8 * 128 * 2048 + 16 * 2560 * 64
+            16 * 128 * 2048 + 16 * 2560 * 64
         );
     }
 
     #[test]
-    fn short_batches_take_the_short_tile() {
-        let (short, geometry) = down_geometry(2048, 3, 132);
+    fn short_batches_and_small_parts_take_the_short_tile() {
+        let gpu = |shared_per_block| Gpu {
+            name: String::new(),
+            capability: (9, 0),
+            multiprocessors: 132,
+            shared_per_block,
+            l2: 0,
+            memory: 0,
+            hopper: false,
+        };
+        let (short, geometry) = down_geometry(2048, 3, &gpu(227 << 10));
         assert!(short);
         assert_eq!((geometry.grid, geometry.block), ([32, 1, 1], 384));
-        let (short, geometry) = down_geometry(16384, 6, 132);
+        let (short, geometry) = down_geometry(16384, 6, &gpu(99 << 10));
+        assert!(short);
+        assert_eq!((geometry.grid, geometry.shared), ([256, 2, 1], 96 << 10));
+        let (short, geometry) = down_geometry(16384, 6, &gpu(163 << 10));
         assert!(!short);
         assert_eq!((geometry.grid, geometry.block), ([128, 2, 1], 384));
-        assert_eq!(geometry.shared, 80 << 10);
+        assert_eq!(geometry.shared, 160 << 10);
     }
 }

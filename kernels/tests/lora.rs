@@ -288,26 +288,13 @@ proptest! {
         let mut random = Random(seed);
         let rows = [1, 31, 32, 33, 129, 600, 1100][random.below(7)];
         let (m, n) = (8 * (1 + random.below(20)), 8 * (1 + random.below(20)));
-        let (lda, ldb) = (m + 8 * random.below(3), n + 8 * random.below(3));
-        let (a, b) = (random.bf16s(rows * lda, 1.0), random.bf16s(rows * ldb, 1.0));
-        let before = random.f32s(m * n, 1.0);
-        let (da, db, out) = (device.upload(&a).unwrap(), device.upload(&b).unwrap(), device.upload(&before).unwrap());
+        let lda = m + 8 * random.below(3);
         let shape = weight_grad::Shape { rows, m, n };
-        let scratch = poisoned_f32(device, weight_grad::scratch_len(shape));
-        weight_grad::weight_grad(device, shape, da.ptr(), lda, db.ptr(), ldb, out.ptr(), scratch.ptr()).unwrap();
-        let got = out.download().unwrap();
-        let mut places = Vec::new();
-        for i in some(&mut random, m, 40) {
-            for j in some(&mut random, n, 40) {
-                let (value, size) = sum((0..rows).map(|t| a[t * lda + i].to_f64() * b[t * ldb + j].to_f64()));
-                let old = f64::from(before[i * n + j]);
-                places.push((f64::from(got[i * n + j]), value + old, size + old.abs()));
-            }
-        }
-        check_f32(&format!("dW {shape:?}"), rows, &places);
+        let ldb = n + 8 * random.below(3);
+        check_weight_grad(device, &mut random, shape, [lda, ldb]);
 
-        let dense = device.upload(&a[..rows * m]).unwrap();
-        let out = device.upload(&before[..m]).unwrap();
+        let (a, before) = (random.bf16s(rows * m, 1.0), random.f32s(m, 1.0));
+        let (dense, out) = (device.upload(&a).unwrap(), device.upload(&before).unwrap());
         let scratch = poisoned_f32(device, weight_grad::bias_scratch_len(rows, m));
         weight_grad::bias_grad(device, rows, m, dense.ptr(), out.ptr(), scratch.ptr()).unwrap();
         let got = out.download().unwrap();
@@ -317,6 +304,36 @@ proptest! {
             (f64::from(got[c]), value + old, size + old.abs())
         }).collect();
         check_f32("dbias", rows, &places);
+    }
+}
+
+fn check_weight_grad(device: &Device, random: &mut Random, shape: weight_grad::Shape, [lda, ldb]: [usize; 2]) {
+    let weight_grad::Shape { rows, m, n } = shape;
+    let (a, b) = (random.bf16s(rows * lda, 1.0), random.bf16s(rows * ldb, 1.0));
+    let before = random.f32s(m * n, 1.0);
+    let (da, db) = (device.upload(&a).unwrap(), device.upload(&b).unwrap());
+    let out = device.upload(&before).unwrap();
+    let scratch = poisoned_f32(device, weight_grad::scratch_len(shape));
+    weight_grad::weight_grad(device, shape, da.ptr(), lda, db.ptr(), ldb, out.ptr(), scratch.ptr()).unwrap();
+    let got = out.download().unwrap();
+    let mut places = Vec::new();
+    for i in some(random, m, 40) {
+        for j in some(random, n, 40) {
+            let (value, size) = sum((0..rows).map(|t| a[t * lda + i].to_f64() * b[t * ldb + j].to_f64()));
+            let old = f64::from(before[i * n + j]);
+            places.push((f64::from(got[i * n + j]), value + old, size + old.abs()));
+        }
+    }
+    check_f32(&format!("dW {shape:?}"), rows, &places);
+}
+
+/// Enough tiles for the 256-row kernel; sides that no tile divides.
+#[test]
+fn large_weights_gradients() {
+    let Some(device) = gpu() else { return };
+    let mut random = Random(24);
+    for (rows, m, n) in [(300, 4104, 1032), (65, 2048, 2048)] {
+        check_weight_grad(device, &mut random, weight_grad::Shape { rows, m, n }, [m, n]);
     }
 }
 
