@@ -185,32 +185,23 @@ extern "C" __global__ void __launch_bounds__(THREADS) f32_to_bf16(const __grid_c
     if (blockIdx.x == 0 && tail < p.len) to[tail] = to_bf16(from[tail]);
 }
 
+// Four elements a thread at a time: with eight, each store instruction filled half sectors and the kernel reached 70 % of a copy.
 extern "C" __global__ void __launch_bounds__(THREADS) bf16_to_f32(const __grid_constant__ Flat p) {
     const bf16* from = static_cast<const bf16*>(p.from);
     float* to = static_cast<float*>(p.to);
-    const uint64_t vectors = p.len / 8, first = (uint64_t)blockIdx.x * (THREADS * UNROLL) + threadIdx.x;
-    Vec16 held[UNROLL];
+    const uint64_t fours = p.len / 4, first = (uint64_t)blockIdx.x * (THREADS * UNROLL * 2) + threadIdx.x;
+    uint2 held[UNROLL * 2];
 #pragma unroll
-    for (int i = 0; i < UNROLL; ++i) {
+    for (int i = 0; i < UNROLL * 2; ++i) {
         const uint64_t v = first + i * THREADS;
-        if (v < vectors) held[i] = load16(from + v * 8);
+        if (v < fours) held[i] = reinterpret_cast<const uint2*>(from)[v];
     }
 #pragma unroll
-    for (int i = 0; i < UNROLL; ++i) {
+    for (int i = 0; i < UNROLL * 2; ++i) {
         const uint64_t v = first + i * THREADS;
-        if (v >= vectors) continue;
-        Vec16 low, high;
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-            low.w[2 * j] = held[i].w[j] << 16;
-            low.w[2 * j + 1] = held[i].w[j] & 0xffff0000u;
-            high.w[2 * j] = held[i].w[2 + j] << 16;
-            high.w[2 * j + 1] = held[i].w[2 + j] & 0xffff0000u;
-        }
-        store16(to + v * 8, low);
-        store16(to + v * 8 + 4, high);
+        if (v < fours) store16(to + v * 4, Vec16{{held[i].x << 16, held[i].x & 0xffff0000u, held[i].y << 16, held[i].y & 0xffff0000u}});
     }
-    const uint64_t tail = vectors * 8 + threadIdx.x;
+    const uint64_t tail = fours * 4 + threadIdx.x;
     if (blockIdx.x == 0 && tail < p.len) to[tail] = to_float(from[tail]);
 }
 

@@ -7,13 +7,14 @@
 //
 // logits [rows, stride] f32: become the scores (`=`) where a penalty or temperature is set; out [rows] u32 `=`; scratch `=`.
 //
-// A row is cut into chunks of 4,096 tokens, one block each; a kernel boundary is the only barrier between blocks. Probabilities are
-// fixed-point: mass = round(2^44 e^(score - largest)) in u64, so sums are integers, exact and independent of order, and atomics on them are
-// repeatable. The threshold of top-k or top-p is found by radix selection on the order-preserving bits of the score: three histograms of
-// count and mass (11, 11, 10 bits), the first shared by both. Every block of a row finds the next digit for itself from the last histogram.
+// A row is cut into chunks of 4,096 tokens, one block each. Probabilities are fixed-point: mass = round(2^44 e^(score - largest)) in u64, so
+// sums are integers, exact and independent of order, and atomics on them are repeatable. The threshold of top-k or top-p is found by radix
+// selection on the order-preserving bits of the score: three histograms of count and mass (11, 11, 10 bits), the first shared by both. The
+// block of a row that finishes last finds the next digit for all. (Every block finding it for itself read 24 KB for 16 KB of scores: a pass
+// over 64 rows of 152k took 57 us.)
 //
-// Budget: each pass reads 4 bytes a token, mostly from L2 (0.6 MB a row of 152k); 2 kernels greedy, 3 for plain sampling, 6 for top-k or
-// top-p, 8 for both, about 3 us each for a few rows. Histogram blocks hold 24 KB of shared memory.
+// Budget: each pass reads 4 bytes a token, mostly from L2 (0.6 MB a row of 152k); 2 kernels greedy or plain sampling, 5 for top-k or top-p,
+// 7 for both, 3-7 us each for a few rows. Histogram blocks hold 24 KB of shared memory.
 #include "prim/math.cuh"
 #include "prim/philox.cuh"
 #include "prim/scan.cuh"
@@ -49,7 +50,7 @@ struct Part {
     uint32_t reserved;
 };
 
-// What is known of a row's thresholds after a stage.
+// What is known of a row after a stage.
 struct State {
     uint64_t k_mass;      // mass above the prefix; of everything if top-k keeps all
     uint64_t p_need;      // mass still to be kept within the prefix
@@ -59,7 +60,8 @@ struct State {
     uint32_t p_prefix;
     uint32_t threshold;   // keys above it are kept
     uint32_t keep_ties;   // and so many of those at it, the highest tokens
-    uint32_t reserved[3];
+    float top;            // largest score
+    uint32_t reserved[2];
 };
 static_assert(sizeof(Part) == 24 && sizeof(State) == 64, "as in src/sample.rs");
 
@@ -69,21 +71,25 @@ struct Sample {
     const uint32_t* seen;
     uint32_t* out;
     Part* parts;       // [rows, chunks]
-    State* states;     // [rows, MASS_STAGE + 1]
+    State* states;     // [rows]
     uint64_t* masses;  // [rows, HISTOGRAMS, BINS]
     uint32_t* counts;  // [rows, HISTOGRAMS, BINS]
+    uint32_t* done;    // [rows, MASS_STAGE + 1]: blocks that finished a stage
     uint64_t stride, seed;
     double top_p;          // below 1, or 1: off
     float penalty, temperature;
     uint32_t vocab, chunks;
     uint32_t top_k;        // 0: off
     uint32_t stage;
+    uint32_t first;        // stage that first needs a row's largest score
+    uint32_t reserved;
 };
-static_assert(sizeof(Sample) == 112, "as in src/sample.rs");
+static_assert(sizeof(Sample) == 128, "as in src/sample.rs");
 
-// Larger scores have larger keys; -0 and 0 are one score.
+// Larger scores have larger keys, 0 a larger one than -0.
+constexpr uint32_t ZERO = 0x80000000u, MINUS_ZERO = 0x7fffffffu;
 __device__ __forceinline__ uint32_t key_of(float score) {
-    const uint32_t bits = __float_as_uint(score + 0.f);
+    const uint32_t bits = __float_as_uint(score);
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 __device__ __forceinline__ uint64_t mass_of(float score, float top) { return __float2ull_rn(exp_nearest(score - top) * 0x1p44f); }
@@ -107,8 +113,8 @@ __device__ __forceinline__ Best row_best(const Sample& p, uint32_t row) {
     __shared__ Best scratch[THREADS / WARP];
     Best own = {-INFINITY, NONE};
     if (threadIdx.x < p.chunks) {
-        const Part& part = p.parts[row * p.chunks + threadIdx.x];
-        own = {part.top, part.token};
+        const Part* part = p.parts + row * p.chunks + threadIdx.x;
+        own = {part->top, part->token};
     }
     return block_best(own, scratch);
 }
@@ -147,6 +153,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample_scores(const __grid
     }
     const Best best = block_best(own, scratch);
     if (threadIdx.x == 0) p.parts[blockIdx.x] = {best.top, best.token, 0, 0, 0};
+    if (chunk == 0 && threadIdx.x <= MASS_STAGE) p.done[row * (MASS_STAGE + 1) + threadIdx.x] = 0;
     if (p.masses) {
         for (uint32_t i = chunk * THREADS + threadIdx.x; i < HISTOGRAMS * BINS; i += p.chunks * THREADS) {
             p.masses[(uint64_t)row * HISTOGRAMS * BINS + i] = 0;
@@ -179,8 +186,8 @@ __device__ __forceinline__ Found find(const Sample& p, uint32_t row, int histogr
     uint32_t count[BINS_A_THREAD], own_count = 0;
 #pragma unroll
     for (int i = 0; i < BINS_A_THREAD; ++i) {
-        mass[i] = p.masses[base + i];
-        count[i] = p.counts[base + i];
+        mass[i] = __ldcg(p.masses + base + i);  // from L2, where the atomics went
+        count[i] = __ldcg(p.counts + base + i);
         own_mass += mass[i];
         own_count += count[i];
     }
@@ -211,7 +218,7 @@ __device__ __forceinline__ Found find(const Sample& p, uint32_t row, int histogr
     return result;
 }
 
-// The state after one more digit of top-k: stage 0, 1, 2 of its three histograms.
+// The state after one more digit of top-k.
 __device__ __forceinline__ void advance_k(const Sample& p, uint32_t row, int digit, State& s) {
     if (digit == 0) {
         const Found f = find(p, row, 0, false, p.top_k);
@@ -229,64 +236,80 @@ __device__ __forceinline__ void advance_k(const Sample& p, uint32_t row, int dig
     s.k_need -= f.count_above;
     s.k_mass += f.mass_above;
     s.kept_mass = s.k_mass + f.mass;  // once the last digit is known: all ties are kept
+    const uint32_t lowest = s.k_prefix == ZERO ? MINUS_ZERO : s.k_prefix;  // -0 is not below 0
+    s.threshold = lowest - 1;  // ties are above it
 }
 
-// What every block of a row works out at the start of a stage, from the state and the histogram that the stage before left.
-__device__ __forceinline__ State advance(const Sample& p, uint32_t row) {
-    const State* before = p.states + row * (MASS_STAGE + 1);
-    const bool k = p.top_k != 0, by_p = p.top_p < 1.0;
-    State s = {};
-    switch (p.stage) {
-        case 0: break;
-        case 1: advance_k(p, row, 0, s); break;
-        case 2:
-            s = before[1];
-            advance_k(p, row, 1, s);
-            break;
-        case 3: {
-            if (k) {
-                s = before[2];
-                advance_k(p, row, 2, s);
-            } else {
-                s.kept_mass = find(p, row, 0, true, 1).total_mass;
-            }
-            const uint64_t wanted = (uint64_t)ceil(fmax(p.top_p, 0.0) * (double)s.kept_mass);
-            const uint64_t need = wanted < 1 ? 1 : wanted > s.kept_mass ? s.kept_mass : wanted;
-            const Found f = find(p, row, 0, true, need);
-            s.p_prefix = f.bin << 21;
-            s.p_need = need - f.mass_above;
-            break;
-        }
-        case 4: {
-            s = before[3];
-            const Found f = find(p, row, 3, true, s.p_need);
-            s.p_prefix |= f.bin << 10;
-            s.p_need -= f.mass_above;
-            break;
-        }
-        default:
-            if (by_p) {
-                s = before[4];
-                const Found f = find(p, row, 4, true, s.p_need);
-                s.threshold = s.p_prefix | f.bin;
-                s.tie_mass = f.mass / f.count;  // equal scores have equal masses
-                s.keep_ties = (uint32_t)((s.p_need - f.mass_above + s.tie_mass - 1) / s.tie_mass);
-            } else if (k) {
-                s = before[2];
-                advance_k(p, row, 2, s);
-                s.threshold = s.k_need ? s.k_prefix - 1 : 0;  // ties are above it
-            }
+// The first digit of top-p, once it is known how much top-k kept.
+__device__ __forceinline__ void begin_p(const Sample& p, uint32_t row, State& s) {
+    const uint64_t wanted = (uint64_t)ceil(fmax(p.top_p, 0.0) * (double)s.kept_mass);
+    const uint64_t need = wanted < 1 ? 1 : wanted > s.kept_mass ? s.kept_mass : wanted;
+    const Found f = find(p, row, 0, true, need);
+    s.p_prefix = f.bin << 21;
+    s.p_need = need - f.mass_above;
+}
+
+// What the histogram of a stage tells, worked out by one block of the row.
+__device__ __forceinline__ void advance(const Sample& p, uint32_t row, State& s) {
+    const bool by_k = p.top_k != 0, by_p = p.top_p < 1.0;
+    if (p.stage == 0 && !by_k) {
+        s.kept_mass = find(p, row, 0, true, 1).total_mass;
+        begin_p(p, row, s);
+    } else if (p.stage < 3) {
+        advance_k(p, row, p.stage, s);
+        if (p.stage == 2 && by_p) begin_p(p, row, s);
+    } else if (p.stage == 3) {
+        const Found f = find(p, row, 3, true, s.p_need);
+        s.p_prefix |= f.bin << 10;
+        s.p_need -= f.mass_above;
+    } else {
+        const Found f = find(p, row, 4, true, s.p_need);
+        s.threshold = s.p_prefix | f.bin;
+        s.tie_mass = f.mass / f.count;  // equal scores have equal masses
+        s.keep_ties = (uint32_t)((s.p_need - f.mass_above + s.tie_mass - 1) / s.tie_mass);
     }
-    if (blockIdx.x % p.chunks == 0 && threadIdx.x == 0) p.states[row * (MASS_STAGE + 1) + p.stage] = s;
+}
+
+// The row's state as the stage before left it.
+__device__ __forceinline__ State state_of(const Sample& p, uint32_t row) {
+    if (p.stage != p.first) return p.states[row];
+    State s = {};
+    s.top = row_best(p, row).top;
     return s;
+}
+
+// Whether this block is the last of its row to come here; it then sees what the others wrote.
+__device__ __forceinline__ bool last_of_row(const Sample& p, uint32_t row) {
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) last = atomicAdd(p.done + row * (MASS_STAGE + 1) + p.stage, 1u) == p.chunks - 1;
+    __syncthreads();
+    if (last) __threadfence();
+    return last;
+}
+
+// The block's scores, asked for before anything else.
+__device__ __forceinline__ void load_scores(const Sample& p, uint32_t row, uint32_t chunk, float (&score)[ITEMS]) {
+    const float* scores = p.logits + row * p.stride;
+#pragma unroll
+    for (int i = 0; i < ITEMS; ++i) {
+        const uint32_t token = chunk * CHUNK + i * THREADS + threadIdx.x;
+        score[i] = token < p.vocab ? scores[token] : -INFINITY;
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) sample_histogram(const __grid_constant__ Sample p) {
     __shared__ uint32_t counts[BINS], low[BINS], high[BINS];
     const uint32_t row = blockIdx.x / p.chunks, chunk = blockIdx.x % p.chunks;
-    const float top = row_best(p, row).top;
-    if (!finite(top)) return;
-    const State s = advance(p, row);
+    float score[ITEMS];
+    load_scores(p, row, chunk, score);
+    State s = state_of(p, row);
+    const float top = s.top;
+    if (!finite(top)) {
+        if (chunk == 0 && threadIdx.x == 0) p.states[row] = s;
+        return;
+    }
     for (uint32_t i = threadIdx.x; i < BINS; i += THREADS) counts[i] = low[i] = high[i] = 0;
     __syncthreads();
     const bool weighed = p.top_p < 1.0;
@@ -294,16 +317,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample_histogram(const __g
     const uint32_t digit = p.stage >= 3 ? p.stage - 2 : p.stage;
     const uint32_t shift = digit == 0 ? 21 : digit == 1 ? 10 : 0;
     const uint32_t mask = digit == 0 ? 0 : digit == 1 ? 0xffe00000u : 0xfffffc00u;  // bits that are known
-    const float* scores = p.logits + row * p.stride;
-    float score[ITEMS];
 #pragma unroll
     for (int i = 0; i < ITEMS; ++i) {
-        const uint32_t token = chunk * CHUNK + i * THREADS + threadIdx.x;
-        score[i] = token < p.vocab ? scores[token] : -INFINITY;
-    }
-#pragma unroll
-    for (int i = 0; i < ITEMS; ++i) {
-        const uint32_t key = key_of(score[i]);
+        // The k-th largest being 0, scores of -0 are kept and weighed with it.
+        const uint32_t key = key_of(p.stage == 2 && (prefix & ZERO) ? score[i] + 0.f : score[i]);
         if (!(score[i] > -INFINITY) || (key & mask) != (prefix & mask)) continue;
         const uint32_t bin = key >> shift & (digit == 2 ? BINS / 2 - 1 : BINS - 1);
         atomicAdd(&counts[bin], 1u);
@@ -320,39 +337,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample_histogram(const __g
         atomicAdd(&p.counts[base + i], counts[i]);
         atomicAdd(reinterpret_cast<unsigned long long*>(&p.masses[base + i]), (unsigned long long)high[i] << 32 | low[i]);
     }
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS) sample_mass(const __grid_constant__ Sample p) {
-    __shared__ uint64_t masses[THREADS / WARP];
-    __shared__ uint32_t counts[THREADS / WARP];
-    const uint32_t row = blockIdx.x / p.chunks, chunk = blockIdx.x % p.chunks;
-    const float top = row_best(p, row).top;
-    if (!finite(top)) return;
-    const State s = advance(p, row);
-    const float* scores = p.logits + row * p.stride;
-    float score[ITEMS];
-#pragma unroll
-    for (int i = 0; i < ITEMS; ++i) {
-        const uint32_t token = chunk * CHUNK + i * THREADS + threadIdx.x;
-        score[i] = token < p.vocab ? scores[token] : -INFINITY;
-    }
-    uint64_t mass = 0;
-    uint32_t ties = 0;
-#pragma unroll
-    for (int i = 0; i < ITEMS; ++i) {
-        if (!(score[i] > -INFINITY)) continue;
-        const uint32_t key = key_of(score[i]);
-        if (key > s.threshold) mass += mass_of(score[i], top);
-        else if (key == s.threshold && s.keep_ties) ++ties;
-    }
-    uint64_t all_mass;
-    uint32_t all_ties;
-    block_scan<THREADS>(mass, masses, all_mass);
-    block_scan<THREADS>(ties, counts, all_ties);
-    if (threadIdx.x == 0) {
-        p.parts[blockIdx.x].mass = all_mass;
-        p.parts[blockIdx.x].ties = all_ties;
-    }
+    if (!last_of_row(p, row)) return;
+    advance(p, row, s);
+    if (threadIdx.x == 0) p.states[row] = s;
 }
 
 // (bits + 1/2) / 2^32 of the row's draw, times `total`, as a target that the chosen token's running sum is the first to exceed.
@@ -362,26 +349,20 @@ __device__ __forceinline__ uint64_t draw_target(const Sample& p, uint32_t row, u
     return (uint64_t)(((double)bits.w[0] + 0.5) * (1.0 / 4294967296.0) * (double)total);
 }
 
-// A block a row: finds the chunk, then the token in it.
-extern "C" __global__ void __launch_bounds__(THREADS) sample_draw(const __grid_constant__ Sample p) {
+// Finds the chunk, then the token in it.
+__device__ __forceinline__ void draw(const Sample& p, uint32_t row, const State& s) {
     __shared__ uint64_t masses[THREADS / WARP];
     __shared__ uint32_t counts[THREADS / WARP];
     __shared__ uint64_t chosen_rest;
     __shared__ uint32_t chosen_chunk, chosen_ties, chosen_kept;
-    const uint32_t row = blockIdx.x;
-    const float top = row_best(p, row).top;
-    if (!finite(top)) {
-        if (threadIdx.x == 0) p.out[row] = NONE;
-        return;
-    }
-    const State s = p.states[row * (MASS_STAGE + 1) + MASS_STAGE];
+    const float top = s.top;
     const bool inside = threadIdx.x < p.chunks;
-    const uint32_t ties = inside ? p.parts[row * p.chunks + threadIdx.x].ties : 0;
+    const uint32_t ties = inside ? __ldcg(&p.parts[row * p.chunks + threadIdx.x].ties) : 0;
     uint32_t all_ties;
     const uint32_t upto = block_scan<THREADS>(ties, counts, all_ties);
     const uint32_t higher = all_ties - upto;  // ties in later chunks come first
     const uint32_t left = s.keep_ties > higher ? s.keep_ties - higher : 0, kept = left < ties ? left : ties;
-    const uint64_t mass = inside ? p.parts[row * p.chunks + threadIdx.x].mass + kept * s.tie_mass : 0;
+    const uint64_t mass = inside ? __ldcg(&p.parts[row * p.chunks + threadIdx.x].mass) + kept * s.tie_mass : 0;
     uint64_t total;
     const uint64_t after = block_scan<THREADS>(mass, masses, total);
     const uint64_t target = draw_target(p, row, total);
@@ -428,4 +409,37 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample_draw(const __grid_c
             return;
         }
     }
+}
+
+// Each chunk's mass above the threshold and its ties; the last block of a row draws.
+extern "C" __global__ void __launch_bounds__(THREADS) sample_mass(const __grid_constant__ Sample p) {
+    __shared__ uint64_t masses[THREADS / WARP];
+    __shared__ uint32_t counts[THREADS / WARP];
+    const uint32_t row = blockIdx.x / p.chunks, chunk = blockIdx.x % p.chunks;
+    float score[ITEMS];
+    load_scores(p, row, chunk, score);
+    const State s = state_of(p, row);
+    const float top = s.top;
+    if (!finite(top)) {
+        if (chunk == 0 && threadIdx.x == 0) p.out[row] = NONE;
+        return;
+    }
+    uint64_t mass = 0;
+    uint32_t ties = 0;
+#pragma unroll
+    for (int i = 0; i < ITEMS; ++i) {
+        if (!(score[i] > -INFINITY)) continue;
+        const uint32_t key = key_of(score[i]);
+        if (key > s.threshold) mass += mass_of(score[i], top);
+        else if (key == s.threshold && s.keep_ties) ++ties;
+    }
+    uint64_t all_mass;
+    uint32_t all_ties;
+    block_scan<THREADS>(mass, masses, all_mass);
+    block_scan<THREADS>(ties, counts, all_ties);
+    if (threadIdx.x == 0) {
+        p.parts[blockIdx.x].mass = all_mass;
+        p.parts[blockIdx.x].ties = all_ties;
+    }
+    if (last_of_row(p, row)) draw(p, row, s);
 }

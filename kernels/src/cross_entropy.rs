@@ -9,8 +9,12 @@ use half::bf16;
 /// Threads of a block of each kernel, and vectors that a thread of the gradient takes.
 const LOSS_THREADS: u32 = 512;
 const FUSED_THREADS: u32 = 1024;
+const CLUSTER_THREADS: u32 = 512;
 const GRADIENT_THREADS: usize = 256;
 const UNROLL: usize = 4;
+/// Shared memory of a cluster's block before its piece of the row, and what two blocks on an SM of sm_90 can each have.
+const CLUSTER_HEAD: u32 = 256;
+const HALF_SM: u32 = 113 << 10;
 /// Shared memory that the fused kernel needs beside the kept logits.
 const REDUCTION_BYTES: u32 = 128;
 /// Least shared memory of a launch: above 48 KiB from the first on, so that the wrapper opts in to more when it first meets the kernel.
@@ -138,7 +142,8 @@ pub fn gradient(
     l.launch(kernel(name), geometry, &params)
 }
 
-/// [`loss`] and [`gradient`] with one read of the logits from memory.
+/// [`loss`] and [`gradient`] with one read of the logits from memory, where the GPU has clusters and rows are aligned; else with most of the
+/// second read from L2.
 ///
 /// # Errors
 /// The driver's refusal.
@@ -154,6 +159,19 @@ pub fn loss_and_gradient(
         4 => "cross_entropy_fused",
         _ => "cross_entropy_fused_unaligned",
     };
+    if let Some((cluster, shared)) = cluster(l.gpu(), chunk.vocab).filter(|_| vector == 4) {
+        let kernel = Kernel {
+            family: "cross_entropy_hopper",
+            name: match cluster {
+                1 => "cross_entropy_cluster1",
+                2 => "cross_entropy_cluster2",
+                4 => "cross_entropy_cluster4",
+                _ => "cross_entropy_cluster8",
+            },
+        };
+        let geometry = blocks(chunk.rows * cluster, CLUSTER_THREADS, shared);
+        return l.launch(kernel, geometry, &chunk.params(losses, lse, Some(gradient)));
+    }
     let (kept, shared) = kept(l.gpu(), chunk.vocab, vector);
     let params = Params {
         kept,
@@ -169,6 +187,16 @@ pub fn loss_and_gradient(
 fn gradient_geometry(rows: usize, vocab: usize, vector: usize) -> Geometry {
     let parts = vocab.div_ceil(vector).div_ceil(GRADIENT_THREADS * UNROLL);
     blocks(rows * parts, GRADIENT_THREADS as u32, 0)
+}
+
+/// Blocks that hold a row between them, and the shared memory of each: as few as let two blocks share an SM. `None` without clusters, and for
+/// rows that eight blocks cannot hold.
+fn cluster(gpu: &Gpu, vocab: usize) -> Option<(usize, u32)> {
+    let bytes = |blocks: usize| CLUSTER_HEAD + 16 * vocab.div_ceil(4).div_ceil(blocks) as u32;
+    let blocks = [1, 2, 4].into_iter().find(|&b| bytes(b) <= HALF_SM);
+    let blocks = blocks.unwrap_or(8);
+    (gpu.hopper && bytes(blocks) <= gpu.shared_per_block)
+        .then(|| (blocks, bytes(blocks).max(LEAST_SHARED)))
 }
 
 /// Vectors of a row that stay in shared memory, and its bytes: the whole row, or what a block can have.
@@ -201,6 +229,18 @@ mod tests {
         assert_eq!(kept(&gpu(232_448), 151_936, 4), (14_520, 232_448));
         assert_eq!(kept(&gpu(232_448), 1001, 4), (251, 65_536));
         assert_eq!(kept(&gpu(101_376), 1001, 1), (1001, 65_536));
+    }
+
+    #[test]
+    fn a_cluster_is_as_small_as_two_blocks_an_sm_allow() {
+        let of = |vocab| cluster(&gpu(232_448), vocab);
+        assert_eq!(of(28_000), Some((1, 112_256)));
+        assert_eq!(of(32_000), Some((2, 65_536)));
+        assert_eq!(of(49_152), Some((2, 98_560)));
+        assert_eq!(of(128_256), Some((8, 65_536)));
+        assert_eq!(of(151_936), Some((8, 76_224)));
+        assert_eq!(of(262_144), Some((8, 131_328)));
+        assert_eq!(of(500_000), None);
     }
 
     #[test]

@@ -8,8 +8,8 @@ use half::bf16;
 
 /// Tokens of a block of the forward kernels.
 const WARPS: usize = 8;
-/// Threads of a block of the backward kernel, 8 columns each.
-const RUN_THREADS: usize = 64;
+/// Columns of a block of the backward kernel.
+const RUN_COLUMNS: usize = 512;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -159,8 +159,8 @@ pub fn backward(
 
 fn backward_geometry(runs: usize, columns: usize) -> Geometry {
     Geometry {
-        grid: [(runs * columns.div_ceil(RUN_THREADS * 8)) as u32, 1, 1],
-        block: RUN_THREADS as u32,
+        grid: [(runs * columns.div_ceil(RUN_COLUMNS)) as u32, 1, 1],
+        block: 256,
         shared: 0,
     }
 }

@@ -19,7 +19,7 @@ const BINS: usize = 2048;
 const HISTOGRAMS: usize = 5;
 /// The stage after the histograms.
 const MASS_STAGE: usize = HISTOGRAMS;
-/// Bytes of a chunk's part and of a stage's state.
+/// Bytes of a chunk's part and of a row's state.
 const PART: usize = 24;
 const STATE: usize = 64;
 
@@ -68,6 +68,7 @@ struct Params {
     states: u64,
     masses: u64,
     counts: u64,
+    done: u64,
     stride: u64,
     seed: u64,
     top_p: f64,
@@ -77,8 +78,10 @@ struct Params {
     chunks: u32,
     top_k: u32,
     stage: u32,
+    first: u32,
+    reserved: u32,
 }
-const _: () = assert!(size_of::<Params>() == 112);
+const _: () = assert!(size_of::<Params>() == 128);
 
 /// A batch of rows of logits.
 #[derive(Debug, Clone, Copy)]
@@ -103,19 +106,22 @@ struct Layout {
     states: usize,
     masses: usize,
     counts: usize,
+    done: usize,
     bytes: usize,
 }
 
 fn layout(rows: usize, vocab: usize) -> Layout {
     let bins = rows * HISTOGRAMS * BINS;
     let states = rows * vocab.div_ceil(CHUNK) * PART;
-    let masses = states + rows * (MASS_STAGE + 1) * STATE;
+    let masses = states + rows * STATE;
     let counts = masses + bins * 8;
+    let done = counts + bins * 4;
     Layout {
         states,
         masses,
         counts,
-        bytes: counts + bins * 4,
+        done,
+        bytes: done + rows * (MASS_STAGE + 1) * 4,
     }
 }
 
@@ -189,6 +195,7 @@ pub fn choose(
         states: scratch.at(at.states).address(),
         masses: histograms(at.masses),
         counts: histograms(at.counts),
+        done: scratch.at(at.done).address(),
         stride: batch.stride as u64,
         seed: settings.seed,
         top_p,
@@ -198,6 +205,12 @@ pub fn choose(
         chunks: chunks as u32,
         top_k,
         stage: 0,
+        first: if stages.is_empty() {
+            MASS_STAGE as u32
+        } else {
+            0
+        },
+        reserved: 0,
     };
     let launch = |name, blocks, stage| {
         let kernel = Kernel {
@@ -213,8 +226,7 @@ pub fn choose(
     for &stage in stages {
         launch("sample_histogram", rows * chunks, stage)?;
     }
-    launch("sample_mass", rows * chunks, MASS_STAGE as u32)?;
-    launch("sample_draw", rows, 0)
+    launch("sample_mass", rows * chunks, MASS_STAGE as u32)
 }
 
 #[cfg(test)]
@@ -225,9 +237,10 @@ mod tests {
     fn scratch_is_laid_out_without_overlap_and_aligned() {
         let at = layout(3, 4097);
         assert_eq!(at.states, 3 * 2 * 24);
-        assert_eq!(at.masses, at.states + 3 * 6 * 64);
+        assert_eq!(at.masses, at.states + 3 * 64);
         assert_eq!(at.counts, at.masses + 3 * 5 * 2048 * 8);
-        assert_eq!(at.bytes, at.counts + 3 * 5 * 2048 * 4);
+        assert_eq!(at.done, at.counts + 3 * 5 * 2048 * 4);
+        assert_eq!(at.bytes, at.done + 3 * 6 * 4);
         assert!([at.states, at.masses, at.counts].iter().all(|x| x % 8 == 0));
     }
 

@@ -172,8 +172,14 @@ fn cross_entropy_at_edges() {
 
 #[test]
 fn cross_entropy_of_real_vocabularies() {
-    for vocab in [32_000, 49_152, 128_256, 151_936] {
-        both(6, vocab, vocab, vocab, 17);
+    for vocab in [32_000, 49_152, 100_002, 128_256, 151_936] {
+        both(
+            6,
+            vocab,
+            vocab.next_multiple_of(8),
+            vocab.next_multiple_of(8),
+            17,
+        );
     }
     both(2, 58_117, 58_117, 58_120, 19); // rows that are not aligned, and do not fit into shared memory
 }
