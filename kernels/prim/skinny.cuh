@@ -103,6 +103,7 @@ template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> str
     const Params& s;
     unsigned char* const shared;
     const uint32_t warp = warp_id(), lane = lane_id(), g = lane / 4, c = lane % 4;
+    const uint32_t lane_word = opaque(lane * 4);  // else a second LOP3 at every table lookup, and the ALU is what NF4 waits for
     const uint32_t token0 = blockIdx.x * s.chunk;
     const uint32_t tokens = min(s.chunk, s.rows - token0);
     const uint32_t blocks = (s.inputs + BLOCK - 1) / BLOCK;
@@ -247,7 +248,7 @@ template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> str
     // Byte `i` of `word` as two bf16.
     __device__ __forceinline__ uint32_t pair(uint32_t word, int i) const {
         const uint32_t at = (i == 0 ? word << 7 : word >> (8 * i - 7)) & 0x7f80u;
-        return *reinterpret_cast<const uint32_t*>(lut + (at | lane * 4));
+        return *reinterpret_cast<const uint32_t*>(lut + (at | lane_word));
     }
 
     // Where this lane's two 16-byte pieces of a block lie, for the token of column g in each group of eight.
@@ -465,8 +466,11 @@ template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> str
                     // Blocks beyond K in a stage have x = 0; a stage of such blocks alone is left out.
                     Scales scales;
                     load_scales(scales, scale_rows, stage, block);
+                    constexpr int TOGETHER = DEPTH < 2 ? 1 : 2;  // blocks whose codes registers hold
+#pragma unroll 1
+                    for (int d = 0; d < DEPTH; d += TOGETHER)
 #pragma unroll
-                    for (int d = 0; d < DEPTH; ++d) step_nf4(total, stage, scales, d, x + d * LINE, columns);
+                        for (int e = 0; e < TOGETHER; ++e) step_nf4(total, stage, scales, d + e, x + (d + e) * LINE, columns);
                 }
                 slot = slot + 1 == STAGES ? 0 : slot + 1;
             }
