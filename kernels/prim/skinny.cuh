@@ -73,7 +73,8 @@ static_assert(sizeof(Member) == 32 && sizeof(Params) == 240, "as in src/skinny.r
 struct Rows { uint32_t p, q; };
 __device__ __forceinline__ Rows rows_of(const Params& s, uint32_t tile) {
     if (tile < s.paired) {
-        const uint32_t p = tile / s.span_tiles * s.span + tile % s.span_tiles * HALF;
+        const uint32_t head = tile < s.span_tiles ? 0 : tile / s.span_tiles;  // SwiGLU has one span: no division
+        const uint32_t p = head * s.span + (tile - head * s.span_tiles) * HALF;
         return {p, p + s.gap};
     }
     if (tile >= s.tiles) return {s.outputs, s.outputs};
@@ -104,6 +105,9 @@ template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> str
     unsigned char* const shared;
     const uint32_t warp = warp_id(), lane = lane_id(), g = lane / 4, c = lane % 4;
     const uint32_t lane_word = opaque(lane * 4);  // else a second LOP3 at every table lookup, and the ALU is what NF4 waits for
+    // NF4: where a lane's copies go in a stage, and where its reads of row g begin; further rows lie at constants.
+    const uint32_t copy_at = opaque(lane / PIECES * ROW_BYTES + nf4_piece(lane / PIECES, lane % PIECES) * 16);
+    const uint32_t codes_at = opaque(g * ROW_BYTES + c * 8), turn = opaque(nf4_piece(g, 0) * 16);
     const uint32_t token0 = blockIdx.x * s.chunk;
     const uint32_t tokens = min(s.chunk, s.rows - token0);
     const uint32_t blocks = (s.inputs + BLOCK - 1) / BLOCK;
@@ -186,10 +190,10 @@ template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> str
                     const bool there = from.valid[m] >> i & 1;
                     if constexpr (IS_NF4) {
                         // What lies outside stays as it is: any code is finite, its row is not stored, and x is zero beyond K.
-                        const uint32_t row = copy_row(i), piece = lane % PIECES;
                         const unsigned char* at = from.row[m][i * POINTERS / COPIES] + block * (BLOCK / 2);
                         if (DEPTH == 4 && i % 2 == 1) at += static_cast<uint64_t>(WARP / PIECES) * (s.inputs / 2);
-                        if (there && block + piece / 2 < blocks) cp_async16_stream(to + m * WEIGHT_BYTES + row * ROW_BYTES + nf4_piece(row, piece) * 16, at, 16);
+                        if (there && block + lane % PIECES / 2 < blocks)
+                            cp_async16_stream(to + copy_at + m * WEIGHT_BYTES + i * (WARP / PIECES) * ROW_BYTES, at, 16);
                     } else {
                         const bool inside = there && block * BLOCK + i % 2 * 32 + c * 8 < s.inputs;  // k 8c or 32 + 8c
                         const unsigned char* const at = inside ? from.row[m][i / 2] + block * LINE + i % 2 * 64 : from.row[m][0];
@@ -213,16 +217,12 @@ template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> str
     // Two lanes a row. Codes lie at any byte, so the words of the first and of the last block are fetched, and both blocks' nested scales.
     __device__ __forceinline__ void copy_scales(uint32_t to, const Member& member, uint32_t first, uint32_t block) const {
         const uint32_t half = lane % 2, last = blocks - 1;
-        to += lane / 2 * 16;
-        if (member.absmax2 != nullptr) {
-            const uint32_t index = first + min(half == 0 ? block : block + DEPTH - 1, last);
-            cp_async4(to + half * 4, member.scales + (index & ~3u), 4);
-            cp_async4(to + 8 + half * 4, member.absmax2 + index / NF4_NESTED, 4);
-        } else {
-            const float* const absmax = reinterpret_cast<const float*>(member.scales) + first;
-            cp_async4(to + half * 8, absmax + min(block + 2 * half, last), 4);
-            cp_async4(to + half * 8 + 4, absmax + min(block + 2 * half + 1, last), 4);
-        }
+        const bool nested = member.absmax2 != nullptr;
+        const uint32_t one = first + min(block + (nested ? half * (DEPTH - 1) : half), last), two = first + min(block + 2 + half, last);
+        const unsigned char* const b = nested ? reinterpret_cast<const unsigned char*>(member.absmax2) : member.scales;
+        to += lane / 2 * 16 + half * 4;
+        cp_async4(to, member.scales + (nested ? one & ~3u : one * 4ull), 4);
+        cp_async4(to + 8, b + (nested ? one / NF4_NESTED : two) * 4ull, 4);
     }
     // Columns k0.. of all tokens, `pieces` a token, zero beyond K.
     __device__ __forceinline__ void copy_x(uint32_t to, uint32_t k0, uint32_t pieces, uint32_t thread, uint32_t threads) const {
@@ -330,10 +330,8 @@ template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> str
         for (int m = 0; m < MT; ++m) {
             uint2 w[2];
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const uint32_t row = g + half * HALF;
-                w[half] = load8(stage + m * WEIGHT_BYTES + row * ROW_BYTES + nf4_piece(row, 2 * d + c / 2) * 16 + c % 2 * 8);
-            }
+            for (int half = 0; half < 2; ++half)
+                w[half] = load8(stage + codes_at + (turn ^ d * 32u) + m * WEIGHT_BYTES + half * HALF * ROW_BYTES);
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
                 const int byte = k % 2 * 2;
