@@ -22,6 +22,7 @@ using skinny::Params;
 PRODUCT(skinny_bf16_resident_16x8, 1, 1, true, 4, 2)
 PRODUCT(skinny_bf16_resident_16x16, 1, 2, true, 4, 2)
 PRODUCT(skinny_bf16_stream_16x8, 1, 1, false, 4, 2)
+PRODUCT(skinny_bf16_deep_16x8, 1, 1, false, 8, 1)
 PRODUCT(skinny_bf16_stream_16x16, 1, 2, false, 4, 2)
 PRODUCT(skinny_bf16_stream_32x8, 2, 1, false, 4, 1)
 PRODUCT(skinny_bf16_stream_32x16, 2, 2, false, 4, 1)

@@ -8,7 +8,11 @@
 // A thread's accumulator holds rows g and g + 8, so that a pair meets in one thread.
 //
 // k order inside a block of 64: lane (g, c = lane % 4) of a fragment takes 16 values of its own: bf16 8c.. and 32 + 8c.. (two 16-byte
-// loads), NF4 16c.. (eight bytes; a byte is one A register). x follows the same order, so nothing is repacked.
+// loads), NF4 16c.. (eight bytes; a byte is one A register). x follows the same order, so nothing is repacked. Columns of tokens that are
+// not there repeat the last one: a column of the product depends on its own x alone.
+//
+// First form of NF4: pairs of blocks a warp, scales fetched lane by lane, branches around x: 135 instructions a block and tile, 49% of copy
+// bandwidth at T = 1. Four blocks a stage give four independent chains and a third fewer instructions.
 #pragma once
 #include "async.cuh"
 #include "mma.cuh"
@@ -24,7 +28,8 @@ constexpr int LINE = BLOCK * sizeof(bf16);       // bytes of x in a block
 constexpr int TILE = 16, HALF = 8, TOKENS = 8;   // mma's m, half of it, mma's n
 constexpr int LUT_BYTES = 256 * WARP * 4;        // byte -> bf16 pair, a copy for each lane: no bank conflicts
 constexpr int MAP_BYTES = 256 * 4;
-constexpr int SCALE_BYTES = 2 * WARP * 4;        // NF4, a stage and tile: each lane's code (or f32 scale) and nested scale
+constexpr int QUAD = 4;                          // neighbouring NF4 blocks of one warp: 128 bytes of codes a row
+constexpr int SCALE_BYTES = TILE * 16;           // NF4, a stage and tile: a row's two words of codes and two nested scales, or four f32 scales
 constexpr int RED_FLOATS = WARPS * 4 * WARP;     // partial sums of one tile and eight tokens
 
 // bf16(codebook * CODE_UNIT) is 1.75 times nearer to the codebook than bf16(codebook): rms error 0.78e-3 instead of 1.36e-3 over normal
@@ -68,7 +73,8 @@ static_assert(sizeof(Member) == 32 && sizeof(Params) == 240, "as in src/skinny.r
 struct Rows { uint32_t p, q; };
 __device__ __forceinline__ Rows rows_of(const Params& s, uint32_t tile) {
     if (tile < s.paired) {
-        const uint32_t p = tile / s.span_tiles * s.span + tile % s.span_tiles * HALF;
+        const uint32_t head = tile < s.span_tiles ? 0 : tile / s.span_tiles;  // SwiGLU has one span: no division
+        const uint32_t p = head * s.span + (tile - head * s.span_tiles) * HALF;
         return {p, p + s.gap};
     }
     if (tile >= s.tiles) return {s.outputs, s.outputs};
@@ -84,12 +90,13 @@ __device__ __forceinline__ uint32_t member_of(const Params& s, uint32_t row) {
 template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> struct Product {
     static constexpr bool IS_NF4 = KIND == NF4;
     static_assert(IS_NF4 || DEPTH == 1, "a bf16 block is a whole line already");
-    static_assert(DEPTH == 1 || DEPTH == 2, "an NF4 warp owns pairs of neighbouring blocks");
+    static_assert(DEPTH == 1 || DEPTH == 2 || DEPTH == 4, "a stage is a part of an NF4 warp's four neighbouring blocks");
     static constexpr int ROW_BYTES = IS_NF4 ? 32 * DEPTH : LINE;         // of a weight row in a stage
     static constexpr int WEIGHT_BYTES = TILE * ROW_BYTES;
     static constexpr int PIECES = ROW_BYTES / 16;                        // 16-byte pieces of a row
     static constexpr int COPIES = TILE * PIECES / WARP;                  // a lane, tile and stage
-    static constexpr int POINTERS = IS_NF4 ? DEPTH : 2;                  // distinct rows among them
+    static constexpr int POINTERS = IS_NF4 && DEPTH == 1 ? 1 : 2;        // of them: one for each half that the lane copies from
+    static constexpr int PARTS = QUAD / DEPTH;                           // NF4: stages of four blocks
     static constexpr int SWIZZLE = IS_NF4 ? 1 : 4;                       // piece ^= this in x's odd tokens
     static constexpr int HEAD = IS_NF4 ? LUT_BYTES + MAP_BYTES : 0;
     static constexpr int RED = 2 * MT * RED_FLOATS * 4;
@@ -97,6 +104,10 @@ template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> str
     const Params& s;
     unsigned char* const shared;
     const uint32_t warp = warp_id(), lane = lane_id(), g = lane / 4, c = lane % 4;
+    const uint32_t lane_word = opaque(lane * 4);  // else a second LOP3 at every table lookup, and the ALU is what NF4 waits for
+    // NF4: where a lane's copies go in a stage, and where its reads of row g begin; further rows lie at constants.
+    const uint32_t copy_at = opaque(lane / PIECES * ROW_BYTES + nf4_piece(lane / PIECES, lane % PIECES) * 16);
+    const uint32_t codes_at = opaque(g * ROW_BYTES + c * 8), turn = opaque(nf4_piece(g, 0) * 16);
     const uint32_t token0 = blockIdx.x * s.chunk;
     const uint32_t tokens = min(s.chunk, s.rows - token0);
     const uint32_t blocks = (s.inputs + BLOCK - 1) / BLOCK;
@@ -112,53 +123,54 @@ template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> str
 
     __device__ __forceinline__ Product(const Params& s, unsigned char* shared) : s(s), shared(shared) {}
 
-    // Stages of a warp in one tile. An NF4 warp owns blocks 16i + 2w and the next, a bf16 warp blocks 8i + w.
+    // Stages of a warp in one tile. An NF4 warp owns blocks 32i + 4w and the next three, a bf16 warp blocks 8i + w.
     static __device__ __forceinline__ uint32_t items_of(uint32_t blocks, uint32_t warp) {
-        const uint32_t own = IS_NF4 ? 2 * warp : warp, every = IS_NF4 ? 2 * WARPS : WARPS;
+        const uint32_t own = IS_NF4 ? QUAD * warp : warp, every = IS_NF4 ? QUAD * WARPS : WARPS;
         const uint32_t visits = blocks > own ? (blocks - own + every - 1) / every : 0;
-        return IS_NF4 && DEPTH == 1 ? 2 * visits : visits;
+        return IS_NF4 ? PARTS * visits : visits;
     }
     __device__ __forceinline__ uint32_t block_of(uint32_t item) const {
         if constexpr (!IS_NF4) return WARPS * item + warp;
-        else if constexpr (DEPTH == 2) return 2 * WARPS * item + 2 * warp;
-        else return 2 * WARPS * (item / 2) + 2 * warp + item % 2;
+        else return QUAD * (WARPS * (item / PARTS) + warp) + item % PARTS * DEPTH;
     }
 
     // Where the ring's writing end stands.
     struct Source {
         uint32_t tile, item, slot;
-        const unsigned char* row[MT][POINTERS];  // at this lane's piece; null outside the matrix
-        uint32_t scale_row[MT];                  // index of the row's first scale in its member, for lane's row
+        const unsigned char* row[MT][POINTERS];  // at this lane's row and piece
+        uint32_t valid[MT];                      // bit i: copy i is inside the matrix
+        uint32_t scale_row[MT];                  // NF4: index of the first scale of row lane / 2 in its member
         uint32_t member[MT];
     };
 
+    // Lane's row in the tile, of copy i: bf16 g and g + 8 (two pieces each); NF4 lane / PIECES and WARP / PIECES rows on.
+    __device__ __forceinline__ uint32_t copy_row(int i) const { return IS_NF4 ? lane / PIECES + i * (WARP / PIECES) : g + i / 2 * HALF; }
+    static __device__ __forceinline__ uint32_t row_in(const Rows& rows, uint32_t in_tile) {
+        return in_tile < HALF ? rows.p + in_tile : rows.q + in_tile - HALF;
+    }
     __device__ __forceinline__ void enter(Source& from) const {
 #pragma unroll
         for (int m = 0; m < MT; ++m) {
             const Rows rows = rows_of(s, from.tile * MT + m);
+            from.valid[m] = 0;
+#pragma unroll
+            for (int i = 0; i < COPIES; ++i) from.valid[m] |= row_in(rows, copy_row(i)) < s.outputs ? 1u << i : 0u;
 #pragma unroll
             for (int i = 0; i < POINTERS; ++i) {
-                // Lane's row in the tile: bf16 g and g + 8; NF4 lane / PIECES and 32 / PIECES rows on.
-                const uint32_t in_tile = IS_NF4 ? lane / PIECES + i * (WARP / PIECES) : g + i * HALF;
-                const uint32_t row = in_tile < HALF ? rows.p + in_tile : rows.q + in_tile - HALF;
-                const bool inside = row < s.outputs;
+                const uint32_t row = min(row_in(rows, copy_row(i * COPIES / POINTERS)), s.outputs - 1);
                 if constexpr (IS_NF4) {
                     const Member& member = s.members[member_of(s, row)];
-                    const uint64_t at = static_cast<uint64_t>(row - member.first) * (s.inputs / 2) + lane % PIECES * 16;
-                    from.row[m][i] = inside ? member.packed + at : nullptr;
+                    from.row[m][i] = member.packed + static_cast<uint64_t>(row - member.first) * (s.inputs / 2) + lane % PIECES * 16;
                 } else {
-                    const uint64_t at = static_cast<uint64_t>(row) * s.inputs + c * 8;
-                    from.row[m][i] = inside ? reinterpret_cast<const unsigned char*>(s.weight + at) : nullptr;
+                    from.row[m][i] = reinterpret_cast<const unsigned char*>(s.weight + static_cast<uint64_t>(row) * s.inputs + c * 8);
                 }
             }
-            if constexpr (IS_NF4) scale_place(rows, from.member[m], from.scale_row[m]);
+            if constexpr (IS_NF4) scale_place(rows, lane / 2, from.member[m], from.scale_row[m]);
         }
     }
-    // Lane's row for scales: lane / DEPTH (lanes beyond sixteen rows repeat the last).
-    __device__ __forceinline__ void scale_place(const Rows& rows, uint32_t& member, uint32_t& first) const {
-        const uint32_t in_tile = min(lane / DEPTH, TILE - 1u);
-        uint32_t row = in_tile < HALF ? rows.p + in_tile : rows.q + in_tile - HALF;
-        row = min(row, s.outputs - 1);
+    // Member of a row of the tile, and index of the row's first scale in it.
+    __device__ __forceinline__ void scale_place(const Rows& rows, uint32_t in_tile, uint32_t& member, uint32_t& first) const {
+        const uint32_t row = min(row_in(rows, in_tile), s.outputs - 1);
         member = member_of(s, row);
         first = (row - s.members[member].first) * (s.inputs / BLOCK);
     }
@@ -175,30 +187,20 @@ template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> str
             for (int m = 0; m < MT; ++m) {
 #pragma unroll
                 for (int i = 0; i < COPIES; ++i) {
+                    const bool there = from.valid[m] >> i & 1;
                     if constexpr (IS_NF4) {
-                        const uint32_t row = lane / PIECES + i * (WARP / PIECES), piece = lane % PIECES;
-                        const bool inside = from.row[m][i] != nullptr && block + piece / 2 < blocks;
-                        const unsigned char* const at = inside ? from.row[m][i] + block * (BLOCK / 2) : s.members[0].packed;
-                        cp_async16_stream(to + m * WEIGHT_BYTES + row * ROW_BYTES + nf4_piece(row, piece) * 16, at, inside ? 16 : 0);
+                        // What lies outside stays as it is: any code is finite, its row is not stored, and x is zero beyond K.
+                        const unsigned char* at = from.row[m][i * POINTERS / COPIES] + block * (BLOCK / 2);
+                        if (DEPTH == 4 && i % 2 == 1) at += static_cast<uint64_t>(WARP / PIECES) * (s.inputs / 2);
+                        if (there && block + lane % PIECES / 2 < blocks)
+                            cp_async16_stream(to + copy_at + m * WEIGHT_BYTES + i * (WARP / PIECES) * ROW_BYTES, at, 16);
                     } else {
-                        const int half = i / 2, part = i % 2;  // row g or g + 8; k 8c or 32 + 8c
-                        const bool inside = from.row[m][half] != nullptr && block * BLOCK + part * 32 + c * 8 < s.inputs;
-                        const unsigned char* const at =
-                            inside ? from.row[m][half] + block * LINE + part * 64 : reinterpret_cast<const unsigned char*>(s.weight);
+                        const bool inside = there && block * BLOCK + i % 2 * 32 + c * 8 < s.inputs;  // k 8c or 32 + 8c
+                        const unsigned char* const at = inside ? from.row[m][i / 2] + block * LINE + i % 2 * 64 : from.row[m][0];
                         cp_async16_stream(to + m * WEIGHT_BYTES + (i * WARP + lane) * 16, at, inside ? 16 : 0);
                     }
                 }
-                if constexpr (IS_NF4) {
-                    const Member& member = s.members[from.member[m]];
-                    const uint32_t index = from.scale_row[m] + min(block + lane % DEPTH, blocks - 1);
-                    const uint32_t at = to + MT * WEIGHT_BYTES + m * SCALE_BYTES + lane * 4;
-                    if (member.absmax2 != nullptr) {
-                        cp_async4(at, member.scales + (index & ~3u), 4);
-                        cp_async4(at + WARP * 4, member.absmax2 + index / NF4_NESTED, 4);
-                    } else {
-                        cp_async4(at, member.scales + 4ull * index, 4);
-                    }
-                }
+                if constexpr (IS_NF4) copy_scales(to + MT * WEIGHT_BYTES + m * SCALE_BYTES, s.members[from.member[m]], from.scale_row[m], block);
             }
             if constexpr (!RESIDENT) {
                 const uint32_t x_to = to + MT * WEIGHT_BYTES + (IS_NF4 ? MT * SCALE_BYTES : 0);
@@ -212,6 +214,16 @@ template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> str
         }
         cp_async_commit();
     }
+    // Two lanes a row. Codes lie at any byte, so the words of the first and of the last block are fetched, and both blocks' nested scales.
+    __device__ __forceinline__ void copy_scales(uint32_t to, const Member& member, uint32_t first, uint32_t block) const {
+        const uint32_t half = lane % 2, last = blocks - 1;
+        const bool nested = member.absmax2 != nullptr;
+        const uint32_t one = first + min(block + (nested ? half * (DEPTH - 1) : half), last), two = first + min(block + 2 + half, last);
+        const unsigned char* const b = nested ? reinterpret_cast<const unsigned char*>(member.absmax2) : member.scales;
+        to += lane / 2 * 16 + half * 4;
+        cp_async4(to, member.scales + (nested ? one & ~3u : one * 4ull), 4);
+        cp_async4(to + 8, b + (nested ? one / NF4_NESTED : two) * 4ull, 4);
+    }
     // Columns k0.. of all tokens, `pieces` a token, zero beyond K.
     __device__ __forceinline__ void copy_x(uint32_t to, uint32_t k0, uint32_t pieces, uint32_t thread, uint32_t threads) const {
         for (uint32_t i = thread; i < tokens * pieces; i += threads) {
@@ -221,34 +233,39 @@ template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> str
             cp_async16(to + token * x_row + (piece ^ ((token & 1) * SWIZZLE)) * 16, at, inside ? 16 : 0);
         }
     }
-    // A piece's place in an NF4 row of a stage: rows 2, 3 of four swap their blocks, so that eight-byte reads of four rows meet all banks.
-    static __device__ __forceinline__ uint32_t nf4_piece(uint32_t row, uint32_t piece) { return DEPTH == 2 ? piece ^ (row & 2) : piece; }
+    // A piece's place in an NF4 row of a stage: blocks change places by row, so that the eight-byte reads of four rows meet all banks.
+    static __device__ __forceinline__ uint32_t nf4_piece(uint32_t row, uint32_t piece) {
+        return DEPTH == 4 ? piece ^ (row & 3) * 2 : DEPTH == 2 ? piece ^ (row & 2) : piece;
+    }
 
     __device__ __forceinline__ void fill_tables() const {
         for (uint32_t byte = warp; byte < 256; byte += WARPS) {
             const float high = NF4_CODEBOOK[byte >> 4] * CODE_UNIT, low = NF4_CODEBOOK[byte & 15] * CODE_UNIT;
             reinterpret_cast<uint32_t*>(lut)[byte * WARP + lane] = pack_bf16(high, low);
         }
-        for (uint32_t i = threadIdx.x; i < 256; i += THREADS) map[i] = dynamic_map(i);
+        for (uint32_t i = threadIdx.x; i < 256; i += THREADS) map[i] = dynamic_map(i) * (1.f / CODE_UNIT);
     }
     // Byte `i` of `word` as two bf16.
     __device__ __forceinline__ uint32_t pair(uint32_t word, int i) const {
         const uint32_t at = (i == 0 ? word << 7 : word >> (8 * i - 7)) & 0x7f80u;
-        return *reinterpret_cast<const uint32_t*>(lut + (at | lane * 4));
+        return *reinterpret_cast<const uint32_t*>(lut + (at | lane_word));
     }
 
-    // x of token 8n + g, this lane's k: two 16-byte pieces of block `block` of the row at `x`.
-    __device__ __forceinline__ void load_x(Vec16 (&out)[2], const unsigned char* x, uint32_t block, int n) const {
-        const uint32_t token = n * TOKENS + g;
+    // Where this lane's two 16-byte pieces of a block lie, for the token of column g in each group of eight.
+    struct Columns { uint32_t at[NT][2]; };
+    __device__ __forceinline__ Columns columns() const {
+        Columns to;
 #pragma unroll
-        for (int j = 0; j < 2; ++j) {
-            const uint32_t piece = block * 8 + (IS_NF4 ? 2 * c + j : 4 * j + c);
-            if (token < tokens) out[j] = load16(x + token * x_row + (piece ^ ((token & 1) * SWIZZLE)) * 16);
-            else out[j] = {{0, 0, 0, 0}};
-        }
+        for (int n = 0; n < NT; ++n)
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                const uint32_t token = min(n * TOKENS + g, tokens - 1), piece = IS_NF4 ? 2 * c + j : 4 * j + c;
+                to.at[n][j] = token * x_row + (piece ^ ((token & 1) * SWIZZLE)) * 16;
+            }
+        return to;
     }
 
-    __device__ __forceinline__ void step_bf16(float (&total)[MT][NT][4], const unsigned char* stage, const unsigned char* x, uint32_t x_block) const {
+    __device__ __forceinline__ void step_bf16(float (&total)[MT][NT][4], const unsigned char* stage, const unsigned char* x, const Columns& columns) const {
         Vec16 w[MT][4];
 #pragma unroll
         for (int m = 0; m < MT; ++m)
@@ -256,8 +273,7 @@ template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> str
             for (int i = 0; i < 4; ++i) w[m][i] = load16(stage + m * WEIGHT_BYTES + (i * WARP + lane) * 16);
 #pragma unroll
         for (int n = 0; n < NT; ++n) {
-            Vec16 v[2];
-            load_x(v, x, x_block, n);
+            const Vec16 v[2] = {load16(x + columns.at[n][0]), load16(x + columns.at[n][1])};
 #pragma unroll
             for (int m = 0; m < MT; ++m)
 #pragma unroll
@@ -269,19 +285,53 @@ template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> str
         }
     }
 
+    // Scales of rows g and g + 8, times 1 / CODE_UNIT: lane c of a quad has block c (modulo DEPTH) of the stage.
+    struct Scales { float upper[MT], lower[MT]; };
+    // What a tile's scales need beside the stage.
+    struct ScaleRows { uint32_t first[MT][2]; float offset[MT][2]; bool nested; };
+    __device__ __forceinline__ ScaleRows scale_rows(uint32_t tile) const {
+        ScaleRows to;
+        to.nested = s.members[0].absmax2 != nullptr;
+#pragma unroll
+        for (int m = 0; m < MT; ++m)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                uint32_t member;
+                scale_place(rows_of(s, tile * MT + m), g + half * HALF, member, to.first[m][half]);
+                to.offset[m][half] = s.members[member].offset * (1.f / CODE_UNIT);
+            }
+        return to;
+    }
+    __device__ __forceinline__ void load_scales(Scales& to, const ScaleRows& rows, const unsigned char* stage, uint32_t block) const {
+#pragma unroll
+        for (int m = 0; m < MT; ++m)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const unsigned char* const at = stage + MT * WEIGHT_BYTES + m * SCALE_BYTES + (g + half * HALF) * 16;
+                float& scale = half == 0 ? to.upper[m] : to.lower[m];
+                if (rows.nested) {
+                    const Vec16 v = load16(at);
+                    const uint32_t begin = rows.first[m][half] + block, index = begin + c % DEPTH;
+                    const uint32_t codes = index / 4 == begin / 4 ? v.w[0] : v.w[1];
+                    const uint32_t nested = index / NF4_NESTED == begin / NF4_NESTED ? v.w[2] : v.w[3];
+                    scale = fmaf(map[codes >> (index % 4 * 8) & 255u], __uint_as_float(nested), rows.offset[m][half]);
+                } else {
+                    scale = *reinterpret_cast<const float*>(at + c % DEPTH * 4) * (1.f / CODE_UNIT);
+                }
+            }
+    }
+
     // One block of 64: products of codes first, then the block's scale in f32.
-    __device__ __forceinline__ void step_nf4(float (&total)[MT][NT][4], const unsigned char* stage, const float (&scale)[MT], int d,
-                                             const unsigned char* x, uint32_t x_block) const {
+    __device__ __forceinline__ void step_nf4(float (&total)[MT][NT][4], const unsigned char* stage, const Scales& scales, int d,
+                                             const unsigned char* x, const Columns& columns) const {
         uint32_t a[MT][4][4];
         float upper[MT], lower[MT];
 #pragma unroll
         for (int m = 0; m < MT; ++m) {
             uint2 w[2];
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const uint32_t row = g + half * HALF;
-                w[half] = load8(stage + m * WEIGHT_BYTES + row * ROW_BYTES + nf4_piece(row, 2 * d + c / 2) * 16 + c % 2 * 8);
-            }
+            for (int half = 0; half < 2; ++half)
+                w[half] = load8(stage + codes_at + (turn ^ d * 32u) + m * WEIGHT_BYTES + half * HALF * ROW_BYTES);
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
                 const int byte = k % 2 * 2;
@@ -291,13 +341,12 @@ template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> str
                 a[m][k][2] = pair(up, byte + 1);
                 a[m][k][3] = pair(down, byte + 1);
             }
-            upper[m] = from_lane(scale[m], g * DEPTH + d);
-            lower[m] = from_lane(scale[m], (g + HALF) * DEPTH + d);
+            upper[m] = from_lane(scales.upper[m], g * 4 + d);
+            lower[m] = from_lane(scales.lower[m], g * 4 + d);
         }
 #pragma unroll
         for (int n = 0; n < NT; ++n) {
-            Vec16 v[2];
-            load_x(v, x, x_block, n);
+            const Vec16 v[2] = {load16(x + columns.at[n][0]), load16(x + columns.at[n][1])};
 #pragma unroll
             for (int m = 0; m < MT; ++m) {
                 float sum[4] = {0.f, 0.f, 0.f, 0.f};
@@ -383,7 +432,7 @@ template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> str
     }
 
     __device__ __forceinline__ void run() const {
-        Source from{blockIdx.y, 0, 0, {}, {}, {}};
+        Source from{blockIdx.y, 0, 0, {}, {}, {}, {}};
         if constexpr (RESIDENT) {
             copy_x(smem_address(x_all), 0, x_row / 16, threadIdx.x, THREADS);
             cp_async_commit();
@@ -393,47 +442,33 @@ template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> str
         if constexpr (RESIDENT) cp_async_wait<STAGES - 1>();
         __syncthreads();
 
+        const Columns columns = this->columns();
         uint32_t slot = 0, round = 0;
         const uint32_t all = (s.tiles + MT - 1) / MT;
         for (uint32_t tile = blockIdx.y; tile < all; tile += gridDim.y) {
             float total[MT][NT][4] = {};
             Low low;
             begin_low(low, tile);
-            uint32_t scale_row[MT], member[MT];
-            float offset[MT];
-            if constexpr (IS_NF4) {
-#pragma unroll
-                for (int m = 0; m < MT; ++m) {
-                    scale_place(rows_of(s, tile * MT + m), member[m], scale_row[m]);
-                    offset[m] = s.members[member[m]].offset;
-                }
-            }
+            ScaleRows scale_rows;
+            if constexpr (IS_NF4) scale_rows = this->scale_rows(tile);
             for (uint32_t item = 0; item < items; ++item) {
                 cp_async_wait<STAGES - 2>();
                 __syncwarp();  // all lanes' copies of this stage are there, and all have read the stage that `issue` overwrites
                 issue(from);
                 const uint32_t block = block_of(item);
                 const unsigned char* const stage = ring + slot * stage_bytes;
-                const unsigned char* const x = RESIDENT ? x_all : stage + MT * WEIGHT_BYTES + (IS_NF4 ? MT * SCALE_BYTES : 0);
-                if constexpr (IS_NF4) {
-                    float scale[MT];
+                const unsigned char* const x = RESIDENT ? x_all + block * LINE : stage + MT * WEIGHT_BYTES + (IS_NF4 ? MT * SCALE_BYTES : 0);
+                if constexpr (!IS_NF4) {
+                    step_bf16(total, stage, x, columns);
+                } else if (PARTS == 1 || block < blocks) {
+                    // Blocks beyond K in a stage have x = 0; a stage of such blocks alone is left out.
+                    Scales scales;
+                    load_scales(scales, scale_rows, stage, block);
+                    constexpr int TOGETHER = DEPTH < 2 ? 1 : 2;  // blocks whose codes registers hold
+#pragma unroll 1
+                    for (int d = 0; d < DEPTH; d += TOGETHER)
 #pragma unroll
-                    for (int m = 0; m < MT; ++m) {
-                        const uint32_t* const at = reinterpret_cast<const uint32_t*>(stage + MT * WEIGHT_BYTES + m * SCALE_BYTES) + lane;
-                        if (s.members[member[m]].absmax2 != nullptr) {
-                            const uint32_t index = scale_row[m] + min(block + lane % DEPTH, blocks - 1);
-                            scale[m] = nested_scale(map[at[0] >> (index % 4 * 8) & 255u], __uint_as_float(at[WARP]), offset[m]);
-                        } else {
-                            scale[m] = __uint_as_float(at[0]);
-                        }
-                        scale[m] *= 1.f / CODE_UNIT;
-                    }
-#pragma unroll
-                    for (int d = 0; d < DEPTH; ++d)
-                        // A pair's second block may lie beyond K, where x is zero; a single one is left out.
-                        if (DEPTH == 2 || block < blocks) step_nf4(total, stage, scale, d, x, RESIDENT ? block + d : d);
-                } else {
-                    step_bf16(total, stage, x, RESIDENT ? block : 0);
+                        for (int e = 0; e < TOGETHER; ++e) step_nf4(total, stage, scales, d + e, x + (d + e) * LINE, columns);
                 }
                 slot = slot + 1 == STAGES ? 0 : slot + 1;
             }

@@ -27,3 +27,9 @@ template <typename T> __host__ __device__ constexpr T div_up(T a, T b) { return 
 
 // 8 bytes: four bf16 or two f32.
 __device__ __forceinline__ uint2 load8(const void* p) { return *reinterpret_cast<const uint2*>(p); }
+
+// The same value, of which the compiler knows nothing: it stays in its register instead of being computed anew at each use.
+__device__ __forceinline__ uint32_t opaque(uint32_t v) {
+    asm("mov.b32 %0, %0;" : "+r"(v));
+    return v;
+}

@@ -260,6 +260,10 @@ fn nf4_params(f: &Forward, weights: &[Weights]) -> Result<Params, LaunchError> {
             g.outputs
         ));
     }
+    let nested = |w: &Weights| matches!(w.absmax, Absmax::Double { .. });
+    if weights.iter().any(|w| nested(w) != nested(&weights[0])) {
+        return unsupported("members with and without double quantisation".to_string());
+    }
     let mut p = params(f, &tiling(g, &f.epilogue)?)?;
     let present = p.members.iter_mut().zip(g.outputs).filter(|(_, n)| *n > 0);
     for ((member, _), w) in present.zip(weights) {
