@@ -337,14 +337,9 @@ template <class T, Kind KIND, int CLUSTER> struct Consumer {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             const float* table = p.table + (size_t)(r == 0 ? at_rows.x : at_rows.y) * HD + 4 * (lane % 4);
-            constexpr int SOME = HD / 16 < 4 ? HD / 16 : 4;  // loads before the first use; all eight of head_dim 128 spilled
-            float4 some[SOME];
 #pragma unroll
             for (int j = 0; j < HD / 16; ++j) {
-                if (j % SOME == 0)
-#pragma unroll
-                    for (int i = 0; i < SOME; ++i) some[i] = *reinterpret_cast<const float4*>(table + 16 * (j + i));
-                const float4 t = some[j % SOME];
+                const float4 t = *reinterpret_cast<const float4*>(table + 16 * j);
 #pragma unroll
                 for (int head = 0; head < T::BN / HD; ++head)
                     if (w.column + head * HD < (int)p.rotated) {
