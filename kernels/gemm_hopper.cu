@@ -20,6 +20,7 @@
 #include "prim/philox.cuh"
 #include "prim/tma.cuh"
 #include "prim/types.cuh"
+#include "prim/warp.cuh"
 #include "prim/wgmma.cuh"
 
 namespace {
@@ -32,6 +33,7 @@ constexpr int THREADS = (1 + CONSUMERS) * WARPGROUP;
 constexpr int A_BYTES = BM * BK * 2;
 constexpr int BOX = 64;            // rows and columns of a store's box
 constexpr int BOX_BYTES = BOX * BOX * 2;
+constexpr int RESIDUAL_BYTES = BM * 2 * BOX * 2;  // of a stage: two boxes of all rows
 constexpr int K16 = BK / 16;       // wgmma steps of a stage
 constexpr int PRODUCER_REGISTERS = 40, CONSUMER_REGISTERS = 232;  // 24/240 spills the producer's addresses
 static_assert(WARPGROUP * (PRODUCER_REGISTERS + CONSUMERS * CONSUMER_REGISTERS) <= 65536, "an SM has 64 K registers");
@@ -43,7 +45,8 @@ template <int BN_> struct Tile {
     static constexpr int STAGES = BN == 256 ? 4 : 6;  // as many as fit beside the stores' buffers
     static constexpr int B_BYTES = BN * BK * 2, STAGE = A_BYTES + B_BYTES;
     static constexpr int STAGING = STAGES * STAGE, BARRIERS = STAGING + CONSUMERS * 2 * BOX_BYTES;
-    static constexpr int BYTES = BARRIERS + 8 * (2 * STAGES + 2 * CONSUMERS);
+    static constexpr int BYTES = BARRIERS + 8 * 2 * STAGES;
+    static_assert(RESIDUAL_BYTES <= STAGE, "the residual passes through the stages");
     static_assert(BYTES + 1024 <= 232448, "shared memory of a block, 1 KB of it for alignment");
 };
 
@@ -145,6 +148,16 @@ template <class T, Kind KIND, int CLUSTER> struct Producer {
         half_of_b(b2, 1, half_column(w, 1), b_k, false);
         at.next();
     }
+    // The residual's tile, 128 columns a stage: it arrives while the last products are made.
+    __device__ __forceinline__ void residual(const Place& w) {
+        for (int c = 0; c < T::BN; c += 2 * BOX) {
+            open(RESIDUAL_BYTES);
+            const uint32_t to = base + at.stage * T::STAGE, bar = full + 8 * at.stage;
+            tma_load(to, p.extra, w.column + c, w.row, bar);
+            tma_load(to + RESIDUAL_BYTES / 2, p.extra, w.column + c + BOX, w.row, bar);
+            at.next();
+        }
+    }
     __device__ __forceinline__ void low(const Place& w) {
         if (KIND == BACKWARD) {
             for (uint32_t k = 0; k < p.rank; k += BK) low_stage(w, k, p.b2[0], k);
@@ -186,7 +199,7 @@ template <class T, Kind KIND, int CLUSTER> struct Consumer {
     uint32_t group, warp, lane;  // warpgroup 0 or 1; warp in it
     Ring<T::STAGES> at;
     // Stores.
-    uint32_t staging, loaded;    // two boxes; their barriers
+    uint32_t staging;            // two boxes
     uint32_t boxes = 0;          // stored so far
 
     __device__ __forceinline__ uint32_t a_low(uint32_t stage) const { return wgmma_low(base + stage * T::STAGE + group * (64 * BK * 2)); }
@@ -297,23 +310,33 @@ template <class T, Kind KIND, int CLUSTER> struct Consumer {
         const int up = KIND == SWIGLU && j >= T::HALF / 8 ? (int)p.width[0] - T::HALF : 0;
         return w.column + up + 8 * j + 2 * (lane % 4);
     }
-    __device__ __forceinline__ void add_bias(float (&d)[ACCUMULATORS], const Place& w) const {
+    // The bias of the tile's columns, spread over the warp: pair i of lane l is columns 64 i + 2 l and the next.
+    struct Bias { float2 of[T::BN / 64]; };
+    __device__ __forceinline__ void fetch_bias(Bias& bias, const Place& w) const {
 #pragma unroll
-        for (int j = 0; j < T::BN / 8; ++j) {
-            const int column = column_of(w, j);
-            if (KIND == SWIGLU ? w.column + 8 * (j % (T::HALF / 8)) < w.end : column < w.end) {
-                const float2 b = *reinterpret_cast<const float2*>(p.bias + column);
-                d[4 * j] += b.x; d[4 * j + 1] += b.y; d[4 * j + 2] += b.x; d[4 * j + 3] += b.y;
-            }
+        for (int i = 0; i < T::BN / 64; ++i) {
+            const int inside = 64 * (KIND == SWIGLU ? i % (T::HALF / 64) : i) + 2 * lane;
+            const int at_column = w.column + inside + (KIND == SWIGLU && i >= T::HALF / 64 ? (int)p.width[0] : 0);
+            bias.of[i] = p.bias && w.column + inside < w.end ? *reinterpret_cast<const float2*>(p.bias + at_column) : make_float2(0, 0);
         }
     }
+    __device__ __forceinline__ void add_bias(float (&d)[ACCUMULATORS], const Bias& bias) const {
+#pragma unroll
+        for (int j = 0; j < T::BN / 8; ++j) {
+            const float2 b = {from_lane(bias.of[j / 8].x, j % 8 * 4 + lane % 4), from_lane(bias.of[j / 8].y, j % 8 * 4 + lane % 4)};
+            d[4 * j] += b.x; d[4 * j + 1] += b.y; d[4 * j + 2] += b.x; d[4 * j + 3] += b.y;
+        }
+    }
+    // Positions of this thread's two rows of a tile (0 past the end).
+    __device__ __forceinline__ uint2 positions(const Place& w) const {
+        const uint32_t row = w.row + 64 * group + 16 * warp + lane / 4;
+        return {row < p.rows ? p.positions[row] : 0, row + 8 < p.rows ? p.positions[row + 8] : 0};
+    }
     // Column c and c + HD / 2 of a head are in one thread.
-    template <int HD> __device__ __forceinline__ void rotate(float (&d)[ACCUMULATORS], const Place& w) const {
+    template <int HD> __device__ __forceinline__ void rotate(float (&d)[ACCUMULATORS], const Place& w, uint2 at_rows) const {
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
-            const uint32_t row = w.row + 64 * group + 16 * warp + lane / 4 + 8 * r;
-            if (row >= p.rows) continue;
-            const float* table = p.table + (size_t)p.positions[row] * HD + 4 * (lane % 4);
+            const float* table = p.table + (size_t)(r == 0 ? at_rows.x : at_rows.y) * HD + 4 * (lane % 4);
 #pragma unroll
             for (int j = 0; j < HD / 16; ++j) {
                 const float4 t = *reinterpret_cast<const float4*>(table + 16 * j);
@@ -336,31 +359,20 @@ template <class T, Kind KIND, int CLUSTER> struct Consumer {
         const uint32_t row = lane % 16, chunk = 2 * block + lane / 16;
         return box + (16 * warp + row) * (BOX * 2) + ((chunk ^ (row % 8)) << 4);
     }
-    // The residual's box for the `ahead`-th store from now: into the place where the result will be staged.
-    __device__ __forceinline__ void bring_residual(int row, int column, uint32_t ahead) const {
-        const uint32_t turn = (boxes + ahead) & 1;
-        mbarrier_expect(loaded + 8 * turn, BOX_BYTES);
-        tma_load(staging + turn * BOX_BYTES, p.extra, column, row, loaded + 8 * turn);
-    }
-    // Stores a box of 64 x 64 whose element i (accumulator order) is value(i), adding the residual that was brought to its place.
+    // Stores a box of 64 x 64 whose element i (accumulator order) is value(i), plus the residual's box at `residual` unless that is 0.
     template <class Value>
-    __device__ __forceinline__ void store_box(const TensorMap& map, bf16* out, uint32_t stride, int row, int column, int end, bool residual, Value value) {
+    __device__ __forceinline__ void store_box(const TensorMap& map, bf16* out, uint32_t stride, int row, int column, int end, uint32_t residual, Value value) {
         const uint32_t box = staging + (boxes & 1) * BOX_BYTES;
-        if (residual) {
-            mbarrier_wait(loaded + 8 * (boxes & 1), boxes >> 1 & 1);
-        } else {
-            if (leader()) tma_store_wait_read<1>();
-            meet();
-        }
+        if (leader()) tma_store_wait_read<1>();
+        meet();
 #pragma unroll
         for (int block = 0; block < BOX / 16; ++block) {
-            const uint32_t address = box_address(box, block);
             float v[8];
 #pragma unroll
             for (int i = 0; i < 8; ++i) v[i] = value(8 * block + i);
             if (residual) {
                 uint32_t c[4];
-                ldmatrix_x4(c, address);
+                ldmatrix_x4(c, box_address(residual, block));
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
                     const float2 pair = unpack_bf16(c[i]);
@@ -369,7 +381,7 @@ template <class T, Kind KIND, int CLUSTER> struct Consumer {
                 }
             }
             const uint32_t r[4] = {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])};
-            stmatrix_x4(r, address);
+            stmatrix_x4(r, box_address(box, block));
         }
         fence_async_proxy();
         meet();
@@ -387,9 +399,15 @@ template <class T, Kind KIND, int CLUSTER> struct Consumer {
         ++boxes;
     }
 
-    __device__ __forceinline__ void store(float (&d)[ACCUMULATORS], const Place& w) {
+    // What the epilogue needs from memory, fetched before the product.
+    struct Early { Bias bias; uint2 at_rows; };
+    __device__ __forceinline__ void fetch(Early& early, const Place& w) const {
+        if (!NM) fetch_bias(early.bias, w);
+        if (KIND == ROPE) early.at_rows = positions(w);
+    }
+    __device__ __forceinline__ void store(float (&d)[ACCUMULATORS], const Place& w, const Early& early) {
         const int row = w.row + 64 * group;
-        if (p.bias) add_bias(d, w);
+        if (!NM && p.bias) add_bias(d, early.bias);
         if constexpr (KIND == FLOAT) {
             float* out = static_cast<float*>(p.out_at);
 #pragma unroll
@@ -408,46 +426,33 @@ template <class T, Kind KIND, int CLUSTER> struct Consumer {
             for (int c = 0; c < T::HALF / BOX; ++c) {
                 const int column = w.column + c * BOX;
                 if (column >= width) break;
-                store_box(p.out, out, p.columns, row, column, width, false, [&](int i) { return d[32 * c + i]; });
-                store_box(p.out, out, p.columns, row, width + column, 2 * width, false, [&](int i) { return d[ACCUMULATORS / 2 + 32 * c + i]; });
-                store_box(p.extra, p.extra_at, width, row, column, width, false, [&](int i) {
+                store_box(p.out, out, p.columns, row, column, width, 0, [&](int i) { return d[32 * c + i]; });
+                store_box(p.out, out, p.columns, row, width + column, 2 * width, 0, [&](int i) { return d[ACCUMULATORS / 2 + 32 * c + i]; });
+                store_box(p.extra, p.extra_at, width, row, column, width, 0, [&](int i) {
                     const float gate = d[32 * c + i];
                     return __fdividef(gate, 1.f + __expf(-gate)) * d[ACCUMULATORS / 2 + 32 * c + i];
                 });
             }
         } else {
             if constexpr (KIND == ROPE) {
-                if (p.head_dim == 128) rotate<128>(d, w);
-                else if (p.head_dim == 64) rotate<64>(d, w);
-                else rotate<32>(d, w);
+                if (p.head_dim == 128) rotate<128>(d, w, early.at_rows);
+                else if (p.head_dim == 64) rotate<64>(d, w, early.at_rows);
+                else rotate<32>(d, w, early.at_rows);
             }
             const bool residual = KIND == PLAIN && p.extra_at;
 #pragma unroll
             for (int c = 0; c < T::BN / BOX; ++c) {
+                if (residual && c % 2 == 0) mbarrier_wait(full + 8 * at.stage, at.phase);
                 const int column = w.column + c * BOX;
-                if (column >= w.end) break;
-                store_box(p.out, static_cast<bf16*>(p.out_at), p.columns, row, column, w.end, residual, [&](int i) { return d[32 * c + i]; });
-                if (residual && c % 2 == 1 && c + 1 < T::BN / BOX) {
-                    meet();
-                    if (leader()) {
-                        tma_store_wait_read<0>();
-                        for (int ahead = 0; ahead < 2; ++ahead)
-                            if (column + (ahead + 1) * BOX < w.end) bring_residual(row, column + (ahead + 1) * BOX, ahead);
-                    }
+                const uint32_t from = residual ? base + at.stage * T::STAGE + c % 2 * (RESIDUAL_BYTES / 2) + group * BOX_BYTES : 0;
+                if (column < w.end)
+                    store_box(p.out, static_cast<bf16*>(p.out_at), p.columns, row, column, w.end, from, [&](int i) { return d[32 * c + i]; });
+                if (residual && c % 2 == 1) {
+                    __syncwarp();
+                    release(at.stage);
+                    at.next();
                 }
             }
-        }
-    }
-    // The first two boxes of the residual to shared memory, the others to L2, while the product is made.
-    __device__ __forceinline__ void expect_residual(const Place& w) const {
-        meet();
-        if (!leader()) return;
-        tma_store_wait_read<0>();
-        for (int c = 0; c < T::BN / BOX; ++c) {
-            const int column = w.column + c * BOX;
-            if (column >= w.end) break;
-            if (c < 2) bring_residual(w.row + 64 * group, column, c);
-            else tma_prefetch(p.extra, column, w.row + 64 * group);
         }
     }
 };
@@ -459,14 +464,13 @@ template <int BN, Kind KIND, int CLUSTER> __device__ __forceinline__ void gemm(c
     extern __shared__ uint8_t raw[];
     // The same in every block of a cluster: dynamic shared memory starts at one address.
     const uint32_t base = (smem_address(raw) + 1023) & ~1023u;
-    const uint32_t full = base + T::BARRIERS, empty = full + 8 * T::STAGES, loaded = empty + 8 * T::STAGES;
+    const uint32_t full = base + T::BARRIERS, empty = full + 8 * T::STAGES;
     const uint32_t rank = CLUSTER == 1 ? 0 : cluster_rank();
     if (threadIdx.x == 0) {
         for (int s = 0; s < T::STAGES; ++s) {
             mbarrier_init(full + 8 * s, 1);
             mbarrier_init(empty + 8 * s, CLUSTER * CONSUMERS * (WARPGROUP / 32));
         }
-        for (int b = 0; b < 2 * CONSUMERS; ++b) mbarrier_init(loaded + 8 * b, 1);
         mbarrier_fence_init();
     }
     if (CLUSTER == 1) __syncthreads();
@@ -484,20 +488,22 @@ template <int BN, Kind KIND, int CLUSTER> __device__ __forceinline__ void gemm(c
                 const Place w = place<T, KIND>(p, tile, rank, CLUSTER);
                 producer.product(w);
                 producer.low(w);
+                if (KIND == PLAIN && p.extra_at) producer.residual(w);
             }
         }
     } else {
         registers_up_to<CONSUMER_REGISTERS>();
         const uint32_t group = warpgroup - 1;
         Consumer<T, KIND, CLUSTER> consumer{p, base, full, empty, group, threadIdx.x / 32 % 4, threadIdx.x % 32, {},
-                                            base + T::STAGING + group * 2 * BOX_BYTES, loaded + 16 * group};
+                                            base + T::STAGING + group * 2 * BOX_BYTES};
         for (uint32_t tile = first; tile < tiles; tile += stride) {
             const Place w = place<T, KIND>(p, tile, rank, CLUSTER);
-            if (KIND == PLAIN && p.extra_at) consumer.expect_residual(w);
+            typename Consumer<T, KIND, CLUSTER>::Early early;
+            consumer.fetch(early, w);
             float d[BN / 2];
             consumer.product(d, w.member);
             if constexpr (KIND == DROPOUT) consumer.masked_low(d, w);
-            consumer.store(d, w);
+            consumer.store(d, w, early);
         }
         if (consumer.leader()) tma_store_wait<0>();
     }

@@ -11,7 +11,7 @@ use medft_kernels::linear::{Backward, Dropout, Epilogue, Forward, Group, LowBack
 use medft_kernels::{LaunchError, Launcher, Ptr};
 
 const T: usize = 16_384;
-const RUNS: usize = 12;
+const RUNS: usize = 10;
 
 /// Random bf16 of any size: one block of 4 Mi elements, copied.
 fn random(d: &Device, len: usize, seed: u64) -> Buffer<bf16> {
@@ -28,7 +28,10 @@ fn time(d: &Device, name: &str, flop: f64, op: impl Fn() -> Result<(), LaunchErr
     if std::env::args().nth(1).is_some_and(|part| !name.contains(&part)) {
         return;
     }
-    for _ in 0..3 {
+    // A rest before each op: after a second of products the GPU's power limit takes a fifth of its clock.
+    d.synchronize().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(150));
+    for _ in 0..2 {
         op().unwrap();
     }
     let mut times: Vec<f32> = (0..RUNS).map(|_| d.time(&op).unwrap()).collect();

@@ -18,6 +18,9 @@ __device__ __forceinline__ float warp_max(float v) {
     return v;
 }
 
+// The value that another lane holds.
+__device__ __forceinline__ float from_lane(float v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
+
 // Sum over the block in every thread; `scratch` holds THREADS / 32 floats of shared memory. Contains two barriers.
 template <int THREADS> __device__ __forceinline__ float block_sum(float v, float* scratch) {
     v = warp_sum(v);

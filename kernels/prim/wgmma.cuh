@@ -11,7 +11,10 @@ constexpr uint32_t WGMMA_K16 = 32 >> 4, WGMMA_K16_N_MAJOR = (16 * 128) >> 4;
 // High word: stride byte offset 1024 (from one group of eight 128-byte rows to the next), swizzle mode 1 (128 bytes) in bits 62-63.
 constexpr uint32_t WGMMA_HIGH = (1024 >> 4) | (1u << 30);
 
-__device__ __forceinline__ uint32_t wgmma_low(uint32_t address, uint32_t leading = 16) { return (address >> 4) | ((leading >> 4) << 16); }
+// The field has 14 bits; above an address's 18 stands the block's rank in its cluster, which must not reach the leading offset.
+__device__ __forceinline__ uint32_t wgmma_low(uint32_t address, uint32_t leading = 16) {
+    return ((address & 0x3ffff) >> 4) | ((leading >> 4) << 16);
+}
 __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t low) { return ((uint64_t)WGMMA_HIGH << 32) | low; }
 
 // Before the first product, and after the accumulators were touched by anything else.

@@ -222,7 +222,7 @@ pub fn forward_with(l: &impl Launcher, f: &Forward, tile: Option<Tile>) -> Resul
     let name = match f.epilogue {
         Epilogue::None => "plain",
         Epilogue::Residual(r) => {
-            p.extra = l.tensor_map(r, rows, columns, columns, BK, BK)?;
+            p.extra = l.tensor_map(r, rows, columns, columns, BM as u32, BK)?;
             p.extra_at = r;
             "plain"
         }
