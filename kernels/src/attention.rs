@@ -49,10 +49,7 @@ impl Heads {
     ///
     /// # Errors
     /// A shape that the kernels do not have.
-    pub(crate) fn pick(
-        &self,
-        names: [&'static str; 3],
-    ) -> Result<&'static str, LaunchError> {
+    pub(crate) fn pick(&self, names: [&'static str; 3]) -> Result<&'static str, LaunchError> {
         if self.keys == 0 || self.queries == 0 || !self.queries.is_multiple_of(self.keys) {
             return Err(LaunchError::Unsupported(format!(
                 "{} query heads cannot share {} key heads",

@@ -9,7 +9,9 @@ use crate::launch::{LaunchError, Launcher, Ptr};
 use crate::linear::{Backward, Dropout, Epilogue, Forward, Group, MEMBERS, NO_LOW};
 use bytemuck::Zeroable;
 use half::bf16;
-use product::{ENOUGH_LARGE, NN, NN_DROPOUT, NN_NARROW, NT, Part, Product, Tile, choose, mode, run};
+use product::{
+    ENOUGH_LARGE, NN, NN_DROPOUT, NN_NARROW, NT, Part, Product, Tile, choose, mode, run,
+};
 
 /// Which tile an op takes. The bits of the result are the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -108,7 +110,10 @@ fn forward_product(args: &Forward) -> Result<(Product, Vec<Part>), LaunchError> 
             head_dim,
             rotated,
         } => {
-            if head_dim == 0 || head_dim % 16 != 0 || group.outputs.iter().any(|n| n % head_dim != 0) {
+            if head_dim == 0
+                || head_dim % 16 != 0
+                || group.outputs.iter().any(|n| n % head_dim != 0)
+            {
                 return Err(LaunchError::Unsupported(format!(
                     "heads of {head_dim} columns: RoPE is fused for multiples of 16"
                 )));
@@ -191,7 +196,12 @@ pub fn backward_sized(l: &impl Launcher, args: &Backward, size: Size) -> Result<
         true => NN_DROPOUT,
         false => NN,
     };
-    run(l, product, &[part], choose(group.rows, &[part], size, tiles))
+    run(
+        l,
+        product,
+        &[part],
+        choose(group.rows, &[part], size, tiles),
+    )
 }
 
 fn mask(product: &mut Product, group: &Group, dropout: &Dropout) {
@@ -257,7 +267,11 @@ pub(crate) fn few_rows_nt(
 ) -> Result<(), LaunchError> {
     let product = Product {
         scale,
-        ..bare(group.rows, [x, a], [group.inputs, group.inputs, group.low()])
+        ..bare(
+            group.rows,
+            [x, a],
+            [group.inputs, group.inputs, group.low()],
+        )
     };
     let product = Product {
         y: low.cast(),
@@ -395,7 +409,10 @@ mod tests {
     fn gate_and_up_are_one_part() {
         let args = forward_of(group(5, 64, [72, 72, 0]), Epilogue::SwiGlu(Ptr::new(64)));
         let (product, parts) = forward_product(&args).unwrap();
-        assert_eq!((parts.len(), parts[0].columns, product.head_dim), (1, 144, 144));
+        assert_eq!(
+            (parts.len(), parts[0].columns, product.head_dim),
+            (1, 144, 144)
+        );
         assert_eq!(parts[0].low_at, [NO_LOW; 2], "no low-rank part was given");
         let uneven = forward_of(group(5, 64, [72, 80, 0]), Epilogue::SwiGlu(Ptr::new(64)));
         assert!(forward_product(&uneven).is_err());

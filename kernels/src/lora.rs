@@ -295,7 +295,10 @@ fn splits(group: &Group) -> (usize, usize) {
         (blocks / tiles.max(1)).clamp(1, most)
     };
     let blocks_a = if units >= UNITS { UNITS + 1 } else { units };
-    (fill(blocks_a, tiles_a), fill(group.rank.div_ceil(UNIT), tiles_b))
+    (
+        fill(blocks_a, tiles_a),
+        fill(group.rank.div_ceil(UNIT), tiles_b),
+    )
 }
 
 /// f32 elements of scratch that [`grads`] needs.
@@ -546,10 +549,7 @@ mod tests {
         assert_eq!(splits(&qkv(16384, 64)), (16, 16));
         assert_eq!(splits(&qkv(100, 64)), (1, 1));
         let group = qkv(16384, 64);
-        assert_eq!(
-            scratch_len(&group),
-            16 * 128 * 2048 + 16 * 2560 * 64
-        );
+        assert_eq!(scratch_len(&group), 16 * 128 * 2048 + 16 * 2560 * 64);
     }
 
     #[test]

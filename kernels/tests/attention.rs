@@ -68,7 +68,11 @@ fn inputs(case: &Case) -> Inputs {
     let rotated = (h.queries + h.keys) * h.dim;
     let qkv = (0..tokens * width)
         .map(|i| {
-            let deviation = if i % width < rotated { case.deviation } else { 1.0 };
+            let deviation = if i % width < rotated {
+                case.deviation
+            } else {
+                1.0
+            };
             bf16::from_f64(random.normal(deviation))
         })
         .collect();
@@ -160,7 +164,11 @@ fn largest(values: &[f64]) -> f64 {
 
 fn largest_error(got: &[f64], want: &[f64]) -> f64 {
     got.iter().zip(want).fold(0.0, |a, (g, w)| {
-        if (g - w).is_finite() { a.max((g - w).abs()) } else { f64::INFINITY }
+        if (g - w).is_finite() {
+            a.max((g - w).abs())
+        } else {
+            f64::INFINITY
+        }
     })
 }
 
@@ -193,7 +201,9 @@ fn compare(device: &Device, case: &Case) {
         reference::rotate_back(h, &i.table, &i.positions, &mut want);
         reference::rotate_back(h, &i.table, &i.positions, &mut rounding);
     }
-    rounding.iter_mut().for_each(|v| *v = reference::rounded(*v));
+    rounding
+        .iter_mut()
+        .for_each(|v| *v = reference::rounded(*v));
     let got = f64s(&got.dqkv);
     let tokens = case.lengths.iter().sum();
     // dP - delta cancels: f32 noise of sums of `dim` products, times k or q.
@@ -203,10 +213,16 @@ fn compare(device: &Device, case: &Case) {
         ("dk", h.queries, h.keys),
         ("dv", h.queries + h.keys, h.keys),
     ] {
-        let part = |of: &[f64]| {
-            reference::columns(of, h.width(), 0, tokens, from * h.dim, count * h.dim)
-        };
-        judge(what, &part(&got), &part(&want), &part(&rounding), 1e-2, noise);
+        let part =
+            |of: &[f64]| reference::columns(of, h.width(), 0, tokens, from * h.dim, count * h.dim);
+        judge(
+            what,
+            &part(&got),
+            &part(&want),
+            &part(&rounding),
+            1e-2,
+            noise,
+        );
     }
 }
 
@@ -367,7 +383,9 @@ fn a_sequence_is_bitwise_the_same_alone_and_packed() {
                 out: packed.out[rows.start * o_width..rows.end * o_width].to_vec(),
                 dqkv: packed.dqkv[rows.start * width..rows.end * width].to_vec(),
                 lse: (0..case.heads.queries)
-                    .flat_map(|h| packed.lse[h * tokens + rows.start..h * tokens + rows.end].to_vec())
+                    .flat_map(|h| {
+                        packed.lse[h * tokens + rows.start..h * tokens + rows.end].to_vec()
+                    })
                     .collect(),
             };
             assert!(part.bits() == alone.bits(), "dim {dim}, {length} rows");
@@ -440,7 +458,9 @@ fn a_long_sequence_by_samples() {
     let got = run(device, &case, &i);
     let (h, qkv) = (&case.heads, f64s(&i.qkv));
     let (start, length, head, dim) = (1500, 548, 11, 128);
-    let part = |of: &[f64], c: usize, start, len| reference::columns(of, h.width(), start, len, c * dim, dim);
+    let part = |of: &[f64], c: usize, start, len| {
+        reference::columns(of, h.width(), start, len, c * dim, dim)
+    };
     let (k, v) = (part(&qkv, 17, start, length), part(&qkv, 19, start, length));
     let q = part(&qkv, head, start + 500, 48);
     let s = reference::Sequence {
@@ -463,5 +483,12 @@ fn a_long_sequence_by_samples() {
     s.backward(&dout, false, &mut dq, &mut rest.clone(), &mut rest);
     s.backward(&dout, true, &mut dq_rounded, &mut rest.clone(), &mut rest);
     let dqkv = f64s(&got.dqkv);
-    judge("dq", &part(&dqkv, head, start + 500, 48), &dq, &dq_rounded, 1e-2, 1e-5);
+    judge(
+        "dq",
+        &part(&dqkv, head, start + 500, 48),
+        &dq,
+        &dq_rounded,
+        1e-2,
+        1e-5,
+    );
 }

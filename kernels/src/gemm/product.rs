@@ -100,10 +100,7 @@ impl Tile {
     }
 }
 
-const fn tile(
-    name: &'static str,
-    [rows, columns, depth, stages]: [usize; 4],
-) -> Tile {
+const fn tile(name: &'static str, [rows, columns, depth, stages]: [usize; 4]) -> Tile {
     Tile {
         name,
         rows,
@@ -157,9 +154,21 @@ pub(super) fn choose(
     match size {
         Size::Try(i) => {
             let nt = tall.name == "gemm_nt_tall";
-            let names = if nt { ["try_nt_1", "try_nt_2", "try_nt_3", "try_nt_4"] } else { ["try_nn_1", "try_nn_2", "try_nn_3", "try_nn_4"] };
-            let shape = [[256, 128, 64, 3], [256, 128, 64, 4], [128, 128, 64, 3], [128, 256, 64, 3]][i];
-            Tile { threads: if i == 2 { 128 } else { 256 }, ..tile(names[i], shape) }
+            let names = if nt {
+                ["try_nt_1", "try_nt_2", "try_nt_3", "try_nt_4"]
+            } else {
+                ["try_nn_1", "try_nn_2", "try_nn_3", "try_nn_4"]
+            };
+            let shape = [
+                [256, 128, 64, 3],
+                [256, 128, 64, 4],
+                [128, 128, 64, 3],
+                [128, 256, 64, 3],
+            ][i];
+            Tile {
+                threads: if i == 2 { 128 } else { 256 },
+                ..tile(names[i], shape)
+            }
         }
         Size::Tall => tall,
         Size::Large => large,
