@@ -289,6 +289,44 @@ impl Device {
         .map_err(driver("copying on the GPU"))
     }
 
+    /// Copies `rows` rows of `columns` elements within the device, between matrices of other strides (elements).
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn copy_rows<T>(
+        &self,
+        [to, from]: [Ptr<T>; 2],
+        [to_stride, from_stride]: [usize; 2],
+        rows: usize,
+        columns: usize,
+    ) -> Result<(), LaunchError> {
+        self.bind()?;
+        let kind = sys::CUmemorytype_enum::CU_MEMORYTYPE_DEVICE;
+        let size = size_of::<T>();
+        let copy = sys::CUDA_MEMCPY2D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: kind,
+            srcHost: std::ptr::null(),
+            srcDevice: from.address(),
+            srcArray: std::ptr::null_mut(),
+            srcPitch: from_stride * size,
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: kind,
+            dstHost: std::ptr::null_mut(),
+            dstDevice: to.address(),
+            dstArray: std::ptr::null_mut(),
+            dstPitch: to_stride * size,
+            WidthInBytes: columns * size,
+            Height: rows,
+        };
+        // SAFETY: the caller owns both ranges.
+        unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, self.0.stream) }
+            .result()
+            .map_err(driver("copying on the GPU"))
+    }
+
     /// Fills `len` elements with one byte.
     ///
     /// # Errors
