@@ -38,9 +38,6 @@ struct Function {
     shared: u32,
 }
 
-/// Dynamic shared memory that every kernel may ask for, bytes.
-const SHARED_AT_ONCE: u32 = 48 << 10;
-
 /// A driver handle; the driver allows its use from every thread.
 #[derive(Clone, Copy)]
 struct Handle<T>(T);
@@ -462,7 +459,8 @@ impl Device {
         // SAFETY: the module is loaded and never unloaded.
         let function =
             unsafe { result::module::get_function(module, name) }.map_err(driver(kernel.name))?;
-        if shared > SHARED_AT_ONCE {
+        // Static and dynamic together need it above 48 KiB; asking for less does no harm.
+        if shared > 0 {
             // SAFETY: a valid function.
             unsafe {
                 result::function::set_function_attribute(
@@ -473,7 +471,6 @@ impl Device {
             }
             .map_err(driver(kernel.name))?;
         }
-        let shared = shared.max(SHARED_AT_ONCE);
         let handle = Handle(function);
         known.functions.insert(kernel, Function { handle, shared });
         Ok(function)

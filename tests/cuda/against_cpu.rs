@@ -86,9 +86,13 @@ fn pass<B: Backend>(
     for p in trained.parameters().to_vec() {
         let values = match tuning {
             Tuning::Full => decoder.values(&p.name).unwrap().unwrap(),
-            Tuning::Lora(_) if p.name.contains("lora_B") => (0..p.slot.len)
-                .map(|_| rng.random_range(-0.2f32..0.2))
-                .collect(),
+            Tuning::Lora(_) if p.name.contains("lora_B") => {
+                // As strong at every rank.
+                let most = 0.8 / (p.shape[1] as f32).sqrt();
+                (0..p.slot.len)
+                    .map(|_| rng.random_range(-most..most))
+                    .collect()
+            }
             Tuning::Lora(_) => continue,
         };
         backend.write(&mut trained.values, p.slot.offset, &values);
