@@ -92,7 +92,7 @@ template <int MI, int STAGES, int LIMIT, bool DROPOUT> __device__ __forceinline_
         __syncthreads();
         load(step + STAGES - 1);
         const uint32_t x_tile = smem + step % STAGES * stage_bytes, a_tile = x_tile + X::BYTES + mine * A::BYTES;
-#pragma unroll
+#pragma unroll(DROPOUT ? 1 : 2)  // unrolled, two halves' draws spill on sm_120
         for (int half = 0; half < DOWN_DEPTH / 32; ++half) {
             uint32_t x[2][MI][4];
 #pragma unroll

@@ -3,7 +3,7 @@
 
 use half::bf16;
 use medft_kernels::device::{Buffer, Device};
-use medft_kernels::gemm::{self, Output, Size};
+use medft_kernels::gemm::{self, Output};
 use medft_kernels::linear::{
     Backward, Dropout, Epilogue, Forward, Group, LowBackward, LowForward, NO_LOW, StepState,
 };
@@ -133,20 +133,10 @@ fn layer(bench: &Bench, name: &str, group: Group, kind: &str, skinny: bool) {
     let at = format!("{name} T={t} K={k} N={n} r={}", group.rank);
     let base = 2.0 * (t * k) as f64 * n as f64;
     let moved = 2.0 * ((t * k) as f64 + (n * k) as f64 + (t * n) as f64);
-    let sizes: &[Size] = if t < 1024 {
-        &[Size::Auto]
-    } else {
-        &[Size::Auto]
-    };
-    for &size in sizes {
-        let flops = base + 2.0 * (t * group.rank * n) as f64;
-        bench.time(
-            &format!("forward {size:?} {kind} {at}"),
-            flops,
-            moved,
-            || gemm::forward_sized(d, &forward, size),
-        );
-    }
+    let flops = base + 2.0 * (t * group.rank * n) as f64;
+    bench.time(&format!("forward {kind} {at}"), flops, moved, || {
+        gemm::forward(d, &forward)
+    });
     if t < 1024 {
         return;
     }
@@ -170,12 +160,10 @@ fn layer(bench: &Bench, name: &str, group: Group, kind: &str, skinny: bool) {
         } else {
             "backward"
         };
-        for &size in sizes {
-            let flops = base + 2.0 * (t * low * k) as f64;
-            bench.time(&format!("{what} {size:?} {at}"), flops, moved, || {
-                gemm::backward_sized(d, &backward, size)
-            });
-        }
+        let flops = base + 2.0 * (t * low * k) as f64;
+        bench.time(&format!("{what} {at}"), flops, moved, || {
+            gemm::backward(d, &backward)
+        });
     }
     if !skinny {
         return;

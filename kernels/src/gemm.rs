@@ -1,7 +1,7 @@
 //! The portable matrix products (`gemm.cu`, sm_80 and up): linear layers forward and backward, and bare products.
 //!
-//! Holds the ops; `product` holds what the kernels take, the tiles and their choice. Each row of a result has the same bits whatever the number of rows: every tile sums in
-//! ascending k by steps of 16. Invariant: K, N and all strides are multiples of 8 (16-byte rows).
+//! Holds the ops; `product` holds what the kernels take, the tiles and their choice. Each row of a result has the same bits whatever the
+//! number of rows and the tile: every tile sums in ascending k by steps of 16. Invariant: K, N and all strides are multiples of 8.
 
 mod product;
 
