@@ -70,7 +70,7 @@ template <int DIM> __device__ __forceinline__ void queries_gradient(const Params
     // delta of this warp's rows while the tiles arrive; lane g of each quad keeps rows g and g + 8.
     constexpr int PIECES = DIM / 8, AT_ONCE = WARP / PIECES;
     const int warp_row = 16 * warp_id(), g = lane_id() / 4, column = 2 * (lane_id() % 4);
-    __shared__ float deltas[TILE];
+    float* deltas = reinterpret_cast<float*>(shared + 5 * BYTES);
 #pragma unroll
     for (int i = 0; i < 16 / AT_ONCE; ++i) {
         const int row = warp_row + i * AT_ONCE + lane_id() / PIECES, piece = lane_id() % PIECES;
@@ -98,11 +98,15 @@ template <int DIM> __device__ __forceinline__ void queries_gradient(const Params
         delta[h] = deltas[row];
     }
 
-    const uint32_t q_lane = lane_down<DIM>(q_tile) + warp_row * 2 * DIM, do_lane = lane_down<DIM>(do_tile) + warp_row * 2 * DIM;
     const uint32_t v_lane = lane_across<DIM>(v_tile);
     const int low = first + warp_row;
     float dq[1][DIM / 8][4];
     clear(dq);
+    uint32_t q[DIM / 16][4], d_out[DIM / 16][4];  // held: read from shared memory at each step, 6% slower (H100, DIM 128)
+    cp_async_wait<0>();
+    __syncthreads();
+    hold_rows<DIM>(q, lane_down<DIM>(q_tile) + warp_row * 2 * DIM);
+    hold_rows<DIM>(d_out, lane_down<DIM>(do_tile) + warp_row * 2 * DIM);
     int stage = 0;
     for (int at = begin; at < end; at += TILE, stage ^= 1) {
         const uint32_t k_tile = k_tiles + stage * BYTES;
@@ -114,8 +118,8 @@ template <int DIM> __device__ __forceinline__ void queries_gradient(const Params
         float s[1][N][4], dp[1][N][4];
         if (seen) {
             clear(s), clear(dp);
-            multiply_rows<DIM>(s, q_lane, lane_across<DIM>(k_tile));
-            multiply_rows<DIM>(dp, do_lane, v_lane);
+            multiply_held<DIM>(s, q, lane_across<DIM>(k_tile));
+            multiply_held<DIM>(dp, d_out, v_lane);
         }
         __syncthreads();  // nobody reads V any more
         if (at + TILE < end) load_rows<TILE, DIM, THREADS>(v_tile, v + (at + TILE) * width, width, end - at - TILE, threadIdx.x);
@@ -145,7 +149,7 @@ template <int DIM> __device__ __forceinline__ void keys_gradient(const Params& p
     constexpr int BYTES = TILE * 2 * DIM;
     extern __shared__ __align__(1024) uint8_t shared[];
     const uint32_t k_tile = smem_address(shared), v_tile = k_tile + BYTES, q_tiles = v_tile + BYTES, do_tile = q_tiles + 2 * BYTES;
-    __shared__ float of_rows[2][2][TILE];  // stage; lse, delta
+    float(*of_rows)[2][TILE] = reinterpret_cast<float(*)[2][TILE]>(shared + 5 * BYTES);  // stage; lse, delta
 
     const Work w = p.work[blockIdx.x / p.keys];
     if (w.length == 0) return;
