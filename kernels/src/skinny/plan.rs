@@ -179,6 +179,10 @@ pub(super) fn plan(
     let (sms, limit) = (gpu.multiprocessors as usize, gpu.shared_per_block as usize);
     let mut best: Option<(f64, Plan)> = None;
     for v in variants {
+        // Deeper NF4 stages take a row's scale codes by aligned fours.
+        if v.depth > 1 && inputs % (4 * BLOCK) != 0 {
+            continue;
+        }
         // Half of the groups would stay empty.
         if v.groups > 1 && rows <= 4 * v.groups {
             continue;
