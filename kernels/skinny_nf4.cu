@@ -19,10 +19,11 @@ using skinny::Params;
         skinny::product<NF4, MT, NT, RESIDENT, STAGES, DEPTH>(p);                                                                \
     }
 PRODUCT(skinny_nf4_resident_16x8, 1, 1, true, 3, 4, 2)
+PRODUCT(skinny_nf4_resident_32x8, 2, 1, true, 3, 4, 1)
 PRODUCT(skinny_nf4_resident_16x16, 1, 2, true, 3, 4, 1)
 PRODUCT(skinny_nf4_stream_16x8, 1, 1, false, 3, 4, 2)
 PRODUCT(skinny_nf4_small_16x8, 1, 1, false, 4, 1, 1)  // for GPUs whose SMs have 100 KB of shared memory
 PRODUCT(skinny_nf4_stream_16x16, 1, 2, false, 4, 2, 1)
-PRODUCT(skinny_nf4_stream_32x8, 2, 1, false, 4, 2, 1)
+PRODUCT(skinny_nf4_stream_32x8, 2, 1, false, 2, 4, 1)
 PRODUCT(skinny_nf4_stream_32x16, 2, 2, false, 3, 2, 1)
 PRODUCT(skinny_nf4_stream_32x32, 2, 4, false, 4, 1, 1)

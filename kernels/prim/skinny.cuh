@@ -245,10 +245,13 @@ template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> str
     }
 
     __device__ __forceinline__ void fill_tables() const {
-        for (uint32_t byte = warp; byte < 256; byte += WARPS) {
-            const float high = NF4_CODEBOOK[byte >> 4] * CODE_UNIT, low = NF4_CODEBOOK[byte & 15] * CODE_UNIT;
-            reinterpret_cast<uint32_t*>(lut)[byte * WARP + lane] = pack_bf16(high, low);
-        }
+        // A warp's 32 bytes have two values in their high halves; the low ones are constants of the unrolled loop.
+        static_assert(WARPS == 8, "a warp fills two high halves");
+        const float upper[2] = {NF4_CODEBOOK[2 * warp], NF4_CODEBOOK[2 * warp + 1]};
+        constexpr float values[16] = NF4_VALUES;
+        uint32_t* const to = reinterpret_cast<uint32_t*>(lut) + warp * 32 * WARP + lane;
+#pragma unroll
+        for (int i = 0; i < 32; ++i) to[i * WARP] = pack_bf16(upper[i / 16] * CODE_UNIT, values[i % 16] * CODE_UNIT);
         for (uint32_t i = threadIdx.x; i < 256; i += THREADS) map[i] = dynamic_map(i) * (1.f / CODE_UNIT);
     }
     // Byte `i` of `word` as two bf16.
