@@ -188,7 +188,7 @@ pub(super) fn plan(
     let mut best: Option<(f64, Plan)> = None;
     for v in variants {
         // Deeper NF4 stages take a row's scale codes by aligned fours.
-        if v.depth > 1 && inputs % (4 * BLOCK) != 0 {
+        if v.depth > 1 && !inputs.is_multiple_of(4 * BLOCK) {
             continue;
         }
         // Half of the groups would stay empty.
