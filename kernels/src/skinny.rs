@@ -240,7 +240,7 @@ fn bf16_params(f: &Forward) -> Result<Params, LaunchError> {
 /// As [`forward_bf16`] with NF4 weights, one matrix a member (`f.weight` is not read).
 ///
 /// # Errors
-/// [`LaunchError::Unsupported`] when `!inputs.is_multiple_of(64)` (blocks cross rows: dequantise instead) or shapes do not fit; the driver's.
+/// [`LaunchError::Unsupported`] when `inputs % 64 != 0` (blocks cross rows: dequantise instead) or shapes do not fit; the driver's.
 pub fn forward_nf4(l: &impl Launcher, f: &Forward, weights: &[Weights]) -> Result<(), LaunchError> {
     start(l, NF4, nf4_params(f, weights)?)
 }
