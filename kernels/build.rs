@@ -3,6 +3,9 @@
 //! One unit is (file, architecture); units run in parallel, and a unit whose sources, flags and compiler are unchanged is not compiled again.
 //! `MEDFT_CUDA_ARCHS` (as `sm_90a,sm_80`) narrows the architectures. A file `*_hopper.cu` is for sm_90a alone.
 
+// Cargo shows a failed build script's stderr.
+#![allow(clippy::print_stderr)]
+
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};

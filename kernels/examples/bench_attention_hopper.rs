@@ -107,11 +107,6 @@ fn shape(device: &Device, heads: Heads, sequences: usize, length: usize) {
     show("forward ", 1.0, &|| {
         attention_hopper::forward(device, &forward)
     });
-    if heads.dim == 128 {
-        show("forward without turns", 1.0, &|| {
-            attention_hopper::forward_by(device, &forward, "attention_forward_hopper_128_free")
-        });
-    }
     if std::env::args().nth(1).as_deref() != Some("forward") {
         show("backward", 2.5, &|| {
             attention_hopper::backward(device, &backward)

@@ -3,7 +3,7 @@
 
 use half::bf16;
 use medft_kernels::device::{Buffer, Device};
-use medft_kernels::gemm::{self, Output, Size};
+use medft_kernels::gemm::{self, Output};
 use medft_kernels::linear::{
     Backward, Dropout, Epilogue, Forward, Group, LowBackward, LowForward, NO_LOW, StepState,
 };
@@ -133,36 +133,14 @@ fn layer(bench: &Bench, name: &str, group: Group, kind: &str, skinny: bool) {
     let at = format!("{name} T={t} K={k} N={n} r={}", group.rank);
     let base = 2.0 * (t * k) as f64 * n as f64;
     let moved = 2.0 * ((t * k) as f64 + (n * k) as f64 + (t * n) as f64);
-    let sizes: &[Size] = if t < 1024 {
-        &[Size::Auto]
-    } else {
-        &[
-            Size::Tall,
-            Size::Large,
-            Size::Try(0),
-            Size::Try(1),
-            Size::Try(2),
-            Size::Try(3),
-        ]
-    };
-    for &size in sizes {
-        let flops = base + 2.0 * (t * group.rank * n) as f64;
-        bench.time(
-            &format!("forward {size:?} {kind} {at}"),
-            flops,
-            moved,
-            || gemm::forward_sized(d, &forward, size),
-        );
-    }
+    let flops = base + 2.0 * (t * group.rank * n) as f64;
+    bench.time(&format!("forward {kind} {at}"), flops, moved, || {
+        gemm::forward(d, &forward)
+    });
     if t < 1024 {
         return;
     }
     for masked in [None, Some(dropout)] {
-        let sizes = if masked.is_some() {
-            &[Size::Tall, Size::Large][..]
-        } else {
-            sizes
-        };
         if masked.is_some() && !skinny {
             continue;
         }
@@ -182,12 +160,10 @@ fn layer(bench: &Bench, name: &str, group: Group, kind: &str, skinny: bool) {
         } else {
             "backward"
         };
-        for &size in sizes {
-            let flops = base + 2.0 * (t * low * k) as f64;
-            bench.time(&format!("{what} {size:?} {at}"), flops, moved, || {
-                gemm::backward_sized(d, &backward, size)
-            });
-        }
+        let flops = base + 2.0 * (t * low * k) as f64;
+        bench.time(&format!("{what} {at}"), flops, moved, || {
+            gemm::backward(d, &backward)
+        });
     }
     if !skinny {
         return;
@@ -263,60 +239,25 @@ fn main() {
     });
     let bench = Bench { device, block };
     let t = TOKENS;
+    let layers = [
+        ("qwen3b qkv", 2048, [2048, 256, 256], "rope", true),
+        ("qwen3b o", 2048, [2048, 0, 0], "residual", false),
+        ("qwen3b gate_up", 2048, [11008, 11008, 0], "swiglu", true),
+        ("qwen3b down", 11008, [2048, 0, 0], "residual", true),
+        ("llama3b qkv", 3072, [3072, 1024, 1024], "rope", false),
+        ("llama3b gate_up", 3072, [8192, 8192, 0], "swiglu", false),
+        ("llama8b qkv", 4096, [4096, 1024, 1024], "rope", false),
+        ("llama8b gate_up", 4096, [14336, 14336, 0], "swiglu", false),
+        ("llama8b down", 14336, [4096, 0, 0], "residual", false),
+    ];
+    for (name, inputs, outputs, kind, skinny) in layers {
+        layer(&bench, name, group(t, inputs, outputs, 64), kind, skinny);
+    }
     layer(
         &bench,
-        "qwen3b qkv",
-        group(t, 2048, [2048, 256, 256], 64),
-        "rope",
-        true,
-    );
-    layer(
-        &bench,
-        "qwen3b o",
-        group(t, 2048, [2048, 0, 0], 64),
-        "residual",
-        false,
-    );
-    layer(
-        &bench,
-        "qwen3b gate_up",
-        group(t, 2048, [11008, 11008, 0], 64),
-        "swiglu",
-        true,
-    );
-    layer(
-        &bench,
-        "qwen3b down",
-        group(t, 11008, [2048, 0, 0], 64),
-        "residual",
-        true,
-    );
-    layer(
-        &bench,
-        "qwen3b gate_up",
-        group(t, 2048, [11008, 11008, 0], 64),
+        "square",
+        group(8192, 8192, [8192, 0, 0], 0),
         "none",
-        false,
-    );
-    layer(
-        &bench,
-        "qwen3b gate_up",
-        group(t, 2048, [11008, 11008, 0], 0),
-        "none",
-        false,
-    );
-    layer(
-        &bench,
-        "llama8b gate_up",
-        group(t, 4096, [14336, 14336, 0], 64),
-        "swiglu",
-        false,
-    );
-    layer(
-        &bench,
-        "llama8b down",
-        group(t, 14336, [4096, 0, 0], 64),
-        "residual",
         false,
     );
     for rows in [1, 16, 64] {

@@ -363,7 +363,7 @@ fn steps(b: &Bench) {
 fn samples(b: &Bench) {
     let gpu = &b.gpu;
     for (rows, vocab) in [(1, 151_936), (8, 151_936), (64, 151_936), (8, 49_152)] {
-        // Nucleus of some hundred tokens, as of a language model: scores of deviation 3.
+        // About normal scores of deviation 3, not a language model's: how many tokens top-p keeps is not looked at.
         let logits = b.random(rows * vocab, |x| 3.0 * x + 5.0);
         let seen: Vec<u32> = (0..rows * 1500)
             .map(|i| (i * 7919 % vocab) as u32)

@@ -121,20 +121,6 @@ fn check(gpu: &Gpu, heads: &Heads, tile: usize) -> Result<(), LaunchError> {
 /// # Errors
 /// What [`supports`] rules out, or the driver's refusal.
 pub fn forward(l: &impl Launcher, a: &Forward) -> Result<(), LaunchError> {
-    forward_by(
-        l,
-        a,
-        if a.heads.dim == 128 {
-            "attention_forward_hopper_128"
-        } else {
-            "attention_forward_hopper_64"
-        },
-    )
-}
-
-/// [`forward`] by a kernel of this name: experiments in `examples/`.
-#[doc(hidden)]
-pub fn forward_by(l: &impl Launcher, a: &Forward, name: &'static str) -> Result<(), LaunchError> {
     check(l.gpu(), &a.heads, a.work.tile)?;
     if a.tokens == 0 {
         return Ok(());
@@ -152,6 +138,11 @@ pub fn forward_by(l: &impl Launcher, a: &Forward, name: &'static str) -> Result<
         group: (a.heads.queries / a.heads.keys) as u32,
         scale: a.scale,
         pad: [0; 4],
+    };
+    let name = if a.heads.dim == 128 {
+        "attention_forward_hopper_128"
+    } else {
+        "attention_forward_hopper_64"
     };
     let kernel = Kernel {
         family: FORWARD,

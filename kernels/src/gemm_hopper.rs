@@ -17,6 +17,7 @@ const BK: u32 = 64;
 const THREADS: u32 = 384;
 /// Stages and store buffers of `Tile<256>` and `Tile<128>` (both 192 + 32 KB), barriers, and the slack of alignment.
 const SHARED: u32 = (192 + 32 + 1) * 1024 + 128;
+const _: () = assert!(SHARED <= 232_448, "an SM gives a block 227 KB");
 /// What a group of row tiles may occupy of L2, so that its rows of the left operand stay there.
 const GROUP_BYTES: usize = 16 << 20;
 
@@ -171,7 +172,7 @@ fn group_fits(g: &Group) -> bool {
         && g.inputs > 0
         && g.columns() > 0
         && fits(&[], &[g.inputs])
-        && g.rank % 16 == 0
+        && g.rank.is_multiple_of(16)
 }
 
 /// Whether [`forward`] takes this.
@@ -548,10 +549,5 @@ mod tests {
         );
         assert_eq!(qkv.geometry().grid, [132, 1, 1]);
         assert_eq!(best(300, &[576, 192, 192]).tile, Tile::Single128);
-    }
-
-    #[test]
-    fn shared_memory_fits() {
-        assert!(SHARED <= 232_448);
     }
 }

@@ -186,7 +186,7 @@ pub fn bias_grad(
     out: Ptr<f32>,
     scratch: Ptr<f32>,
 ) -> Result<(), LaunchError> {
-    if columns % 8 != 0 {
+    if !columns.is_multiple_of(8) {
         return Err(LaunchError::Unsupported(format!(
             "a bias gradient of {columns} columns: a multiple of 8 is needed"
         )));

@@ -14,6 +14,7 @@ use gpu::{Random, f64s, poisoned, poisoned_f32, relative, within};
 use half::bf16;
 use medft_kernels::attention::{self, Backward, Forward, Heads, Rope, Work, Works};
 use medft_kernels::device::Device;
+use medft_kernels::{Geometry, Gpu, Kernel, LaunchError, Launcher, Ptr, TensorMap};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
@@ -95,6 +96,10 @@ fn inputs(case: &Case) -> Inputs {
 }
 
 fn run(device: &Device, case: &Case, i: &Inputs) -> Outputs {
+    run_on(device, device, case, i)
+}
+
+fn run_on(l: &impl Launcher, device: &Device, case: &Case, i: &Inputs) -> Outputs {
     let tokens: usize = case.lengths.iter().sum();
     let qkv = device.upload(&i.qkv).unwrap();
     let dout = device.upload(&i.dout).unwrap();
@@ -119,7 +124,7 @@ fn run(device: &Device, case: &Case, i: &Inputs) -> Outputs {
         tile,
     };
     attention::forward(
-        device,
+        l,
         &Forward {
             heads: case.heads,
             tokens,
@@ -132,7 +137,7 @@ fn run(device: &Device, case: &Case, i: &Inputs) -> Outputs {
     )
     .unwrap();
     attention::backward(
-        device,
+        l,
         &Backward {
             heads: case.heads,
             tokens,
@@ -184,8 +189,12 @@ fn judge(what: &str, got: &[f64], want: &[f64], rounding: &[f64], most: f64, flo
 }
 
 fn compare(device: &Device, case: &Case) {
+    compare_on(device, device, case);
+}
+
+fn compare_on(l: &impl Launcher, device: &Device, case: &Case) {
     let i = inputs(case);
-    let got = run(device, case, &i);
+    let got = run_on(l, device, case, &i);
     let (h, scale) = (&case.heads, f64::from(i.scale));
     let (qkv, dout) = (f64s(&i.qkv), f64s(&i.dout));
     let (out, lse) = reference::forward(h, &case.lengths, &qkv, scale, false);
@@ -343,6 +352,53 @@ fn real_heads() {
                 seed: 5,
             },
         );
+    }
+}
+
+/// The GPU, said to have the shared memory of a 4090 or 5090.
+struct Small<'a>(&'a Device, Gpu);
+
+impl Launcher for Small<'_> {
+    fn gpu(&self) -> &Gpu {
+        &self.1
+    }
+    fn launch<P: bytemuck::Pod>(
+        &self,
+        kernel: Kernel,
+        geometry: Geometry,
+        params: &P,
+    ) -> Result<(), LaunchError> {
+        assert!(geometry.shared <= self.1.shared_per_block);
+        self.0.launch(kernel, geometry, params)
+    }
+    fn tensor_map(
+        &self,
+        _: Ptr<bf16>,
+        _: usize,
+        _: usize,
+        _: usize,
+        _: u32,
+        _: u32,
+    ) -> Result<TensorMap, LaunchError> {
+        unreachable!("no TMA before sm_90")
+    }
+}
+
+#[test]
+fn a_gpu_with_little_shared_memory() {
+    let Some(device) = gpu::gpu() else { return };
+    let mut gpu = device.gpu().clone();
+    gpu.shared_per_block = 99 << 10;
+    let small = Small(device, gpu);
+    for (window, lengths) in [(None, vec![129, 1, 300]), (Some(33), vec![161, 64])] {
+        let case = Case {
+            heads: heads(4, 2, 128, window),
+            lengths,
+            deviation: 1.0,
+            rope: true,
+            seed: 41,
+        };
+        compare_on(&small, device, &case);
     }
 }
 

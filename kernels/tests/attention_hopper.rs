@@ -283,15 +283,17 @@ proptest! {
 
 fn around_the_tiles(backward: bool) {
     let Some(device) = hopper() else { return };
+    let mut failed = Vec::new();
     for dim in [128, 64] {
         for length in [128, 1, 64, 65, 127, 129, 255, 256, 257, 641] {
-            compare(
-                device,
-                &Case::new(2, 1, dim, vec![length], length as u64),
-                backward,
-            );
+            let case = Case::new(2, 1, dim, vec![length], length as u64);
+            let one = std::panic::AssertUnwindSafe(|| compare(device, &case, backward));
+            if std::panic::catch_unwind(one).is_err() {
+                failed.push((dim, length));
+            }
         }
     }
+    assert!(failed.is_empty(), "(dim, length) {failed:?}");
 }
 
 #[test]

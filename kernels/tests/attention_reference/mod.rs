@@ -77,7 +77,7 @@ impl Sequence<'_> {
         (out, lse)
     }
 
-    /// Adds to dq, dk, dv of this head; with `round`, P and dS are rounded and the row sums use the rounded output.
+    /// Adds to dq, dk, dv of this head; with `round`, P and dS are rounded and the row sums use the output of a rounding [`Sequence::forward`].
     pub fn backward(
         &self,
         dout: &[f64],
@@ -87,15 +87,12 @@ impl Sequence<'_> {
         dv: &mut [f64],
     ) {
         let dim = self.dim;
-        let (out, lse) = self.forward(false);
+        let (exact, lse) = self.forward(false);
+        let out = if round { self.forward(true).0 } else { exact };
         for i in 0..self.q.len() / dim {
             let (from, s) = self.scores(i);
             let d_out = row(dout, i, dim);
-            let o: Vec<f64> = row(&out, i, dim)
-                .iter()
-                .map(|o| if round { rounded(*o) } else { *o })
-                .collect();
-            let delta = dot(d_out, &o);
+            let delta = dot(d_out, row(&out, i, dim));
             for (j, s) in s.iter().enumerate() {
                 let j = from + j;
                 let p = (s - lse[i]).exp();
