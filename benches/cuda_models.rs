@@ -236,6 +236,12 @@ fn write_model(dir: &Path, text: &str) -> Result<()> {
     Ok(())
 }
 
+/// GiB that are in use and were `free` before the model was loaded: buffers are kept, so this is the peak.
+fn gib(free: u64, decoder: &Decoder<Cuda>) -> Result<f64> {
+    let now = decoder.backend.device().free_memory()?.0;
+    Ok(free.saturating_sub(now) as f64 / f64::from(1 << 30))
+}
+
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
@@ -257,13 +263,12 @@ fn main() -> Result<()> {
     backend.finish()?;
     let load = began.elapsed().as_secs_f64();
     let measured = match args.what {
-        What::Train => train(&args, &decoder)?,
-        What::Generate => generate(&args, &decoder)?,
+        What::Train => train(&args, &decoder, free)?,
+        What::Generate => generate(&args, &decoder, free)?,
     };
-    let used = free - backend.device().free_memory()?.0;
     let mut line = serde_json::json!({
         "engine": "medft-engine", "device": backend.name(), "model": args.model, "precision": args.precision,
-        "rows": args.rows, "len": args.len, "load_seconds": load, "gib": used as f64 / f64::from(1 << 30),
+        "rows": args.rows, "len": args.len, "load_seconds": load,
     });
     if let (Some(line), Some(measured)) = (line.as_object_mut(), measured.as_object()) {
         line.extend(measured.clone());
@@ -282,7 +287,7 @@ fn random_rows(args: &Args, vocab: usize) -> Vec<Vec<u32>> {
 }
 
 /// Whole optimizer steps, loss on every token; the median of `steps` after three of warm-up.
-fn train(args: &Args, decoder: &Decoder<Cuda>) -> Result<serde_json::Value> {
+fn train(args: &Args, decoder: &Decoder<Cuda>, free: u64) -> Result<serde_json::Value> {
     let settings = Train {
         name: "bench".into(),
         model: "bench".into(),
@@ -361,13 +366,13 @@ fn train(args: &Args, decoder: &Decoder<Cuda>) -> Result<serde_json::Value> {
     let seconds = median(times);
     let _ = backend.read(&state.trained.values, Slot { offset: 0, len: 1 })?;
     Ok(serde_json::json!({
-        "what": "train", "dropout": args.dropout, "rank": args.rank, "ms": 1e3 * seconds,
+        "what": "train", "gib": gib(free, decoder)?, "dropout": args.dropout, "rank": args.rank, "ms": 1e3 * seconds,
         "tokens_per_second": (args.rows * args.len) as f64 / seconds, "first_loss": losses.first(), "last_loss": losses.last(),
     }))
 }
 
 /// Time to the first token, and from one token to the next, as the peers' scripts count: (n new - 1 new) / (n - 1).
-fn generate(args: &Args, decoder: &Decoder<Cuda>) -> Result<serde_json::Value> {
+fn generate(args: &Args, decoder: &Decoder<Cuda>, free: u64) -> Result<serde_json::Value> {
     let prompts = random_rows(args, decoder.config.vocab);
     let none = BTreeSet::new();
     let run = |max_new: u64| -> Result<f64> {
@@ -403,7 +408,7 @@ fn generate(args: &Args, decoder: &Decoder<Cuda>) -> Result<serde_json::Value> {
     let (prompt, whole) = (median(prompt), median(whole));
     let step = (whole - prompt) / (args.new - 1).max(1) as f64;
     Ok(serde_json::json!({
-        "what": "generate", "new": args.new, "sample": args.sample, "prompt_ms": 1e3 * prompt, "decode_ms": 1e3 * step,
+        "what": "generate", "gib": gib(free, decoder)?, "new": args.new, "sample": args.sample, "prompt_ms": 1e3 * prompt, "decode_ms": 1e3 * step,
         "tokens_per_second": args.rows as f64 / step, "samples_per_second": args.rows as f64 / whole,
     }))
 }

@@ -6,10 +6,10 @@
 // member's product goes through a spare accumulator and its mask. Each element is summed in ascending k, k16 by k16, by one warp, whatever
 // the tile: the bits of a row depend neither on the tile nor on the other rows.
 //
-// Budget of the tall tile, 256x128x32, 4 stages, 8 warps of 64x64: 96 KB shared memory (fits the 99 KB of sm_86/89/120), 128 accumulators +
-// 2 x 32 fragment registers a thread: 1 block an SM. A k-step is 512 mma: on sm_90, at the 0.62 mma a clock that mma.sync can issue, 826 clocks,
-// of which shared memory is busy 704 (512 of ldmatrix, 192 of cp.async) and L2 gives 30 bytes a clock and SM; 128x128 needs 93 % and 40.
-// Peak to reach: 60 % of wgmma's on sm_90, >= 90 % of cuBLAS on sm_80 and sm_120.
+// Budget of the large tile, 128x128, 4 warps of 64x64: 64-96 KB shared memory, 128 accumulators + 2 x 32 fragment registers a thread, 2 blocks
+// an SM of sm_90. On sm_90 mma.sync issues 0.62 mma a clock; at that rate shared memory is busy 93 % (ldmatrix 62 %, cp.async 31 %) and L2 gives
+// 40 bytes a clock and SM; the wide tile, 128x256, 8 warps, needs 85 % and 30. Peak to reach: 60 % of wgmma's on sm_90, >= 90 % of cuBLAS on
+// sm_80 and sm_120.
 #include "prim/philox.cuh"
 #include "prim/tile.cuh"
 
@@ -27,16 +27,16 @@ template <int M, int N, int K, int STAGES_, int WARPS_M_, int WARPS_N_, bool B_K
     static_assert(WM % BLOCK == 0 && WN % 32 == 0, "a warp owns whole 16x32 blocks: the unit of dropout masks");
     static constexpr int STAGED = SHARED >= BM * BN * 4 ? BM : BM / 2;  // rows of the f32 tile that the epilogue stages at once
     static_assert(SHARED >= STAGED * BN * 4 && STAGED % WM == 0, "the epilogue stages whole warps' rows where the ring was");
-    static_assert(SHARED <= 227 * 1024, "x");
+    static_assert(SHARED <= (BN == 256 ? 163 : 99) * 1024, "sm_86, sm_89 and sm_120 give a block 99 KB; only sm_80 and sm_90 run the wide tile");
     static_assert(STAGES * BK >= 128, "a member's low-rank operands (rank <= 128) fit the ring at once");
     static_assert((BK / BLOCK) % 2 == 0, "fragment buffers alternate");
 };
-// Training.
-using TallNT = Tile<256, 128, 32, 4, 4, 2, true>;
-using TallNN = Tile<256, 128, 32, 4, 4, 2, false>;
-// Hundreds of rows: two blocks an SM hide each other's barriers and epilogues.
-using LargeNT = Tile<128, 128, 32, 4, 2, 2, true>;
-using LargeNN = Tile<128, 128, 32, 4, 2, 2, false>;
+// Training. Measured on an H100 at the four models' shapes, TFLOP/s: nt 128x128x64 357-411, 128x256x64 329-393, 128x128x32 325-412,
+// 256x128 (32 or 64 deep) 291-387; nn 128x256x64 340-425, 128x128x32 335-394, 256x128x64 282-416.
+using LargeNT = Tile<128, 128, 64, 3, 2, 2, true>;   // 96 KB: fits every part; two blocks an SM of sm_90
+using LargeNN = Tile<128, 128, 32, 4, 2, 2, false>;  // 64 KB; rows of B are whole lines at any depth
+using WideNT = Tile<128, 256, 64, 3, 2, 4, true>;    // 144 KB: sm_80, where 96 KB leave one block an SM
+using WideNN = Tile<128, 256, 64, 3, 2, 4, false>;
 // Few rows: many narrow blocks, so that the weights stream from all SMs; each holds 20 KB of them in flight.
 using SmallNT = Tile<64, 32, 64, 6, 4, 1, true>;
 using SmallNN = Tile<64, 32, 64, 6, 4, 1, false>;
@@ -89,8 +89,11 @@ template <int BN> __device__ __forceinline__ uint32_t staged_at(int row, int chu
     return row * BN + (chunk ^ (row & TURN)) * CHUNK;
 }
 template <int BN> __device__ __forceinline__ Eight staged(const float* tile, int row, int chunk) {
-    const float* from = tile + staged_at<BN>(row, chunk);
-    const float4 x = *reinterpret_cast<const float4*>(from), y = *reinterpret_cast<const float4*>(from + 4);
+    // Chunks four apart share banks: every other group of four reads its second half first.
+    const uint32_t at = staged_at<BN>(row, chunk);
+    const bool flip = at / (4 * CHUNK) % 2;
+    const float4 u = *reinterpret_cast<const float4*>(tile + at + (flip ? 4 : 0)), v = *reinterpret_cast<const float4*>(tile + at + (flip ? 0 : 4));
+    const float4 x = flip ? v : u, y = flip ? u : v;
     return {{x.x, x.y, x.z, x.w, y.x, y.y, y.z, y.w}};
 }
 __device__ __forceinline__ void store_bf16(bf16* to, const Eight& e) {
@@ -126,7 +129,7 @@ template <class T> __device__ __forceinline__ void epilogue(const Product& p, co
             if (p.mode == SWIGLU) {
                 Eight h;
 #pragma unroll
-                for (int i = 0; i < CHUNK; ++i) h.v[i] = first.v[i] / (1.f + __expf(-first.v[i])) * second.v[i];
+                for (int i = 0; i < CHUNK; ++i) h.v[i] = __fdividef(first.v[i], 1.f + __expf(-first.v[i])) * second.v[i];
                 store_bf16(p.h + (size_t)row * half + column, h);
             } else if (column / p.head_dim < p.rotated) {
                 const float2* turn = reinterpret_cast<const float2*>(p.table) + (size_t)p.positions[row] * half + column % p.head_dim;
@@ -398,9 +401,9 @@ template <class T, bool DROPOUT> __device__ __forceinline__ void product(const P
 
 #define KERNEL(NAME, TILE, DROPOUT, BLOCKS) \
     extern "C" __global__ void __launch_bounds__(TILE::THREADS, BLOCKS) NAME(const __grid_constant__ Product p) { product<TILE, DROPOUT>(p); }
-KERNEL(gemm_nt_tall, TallNT, false, 1)
-KERNEL(gemm_nn_tall, TallNN, false, 1)
-KERNEL(gemm_nn_tall_dropout, TallNN, true, 1)
+KERNEL(gemm_nt_wide, WideNT, false, 1)
+KERNEL(gemm_nn_wide, WideNN, false, 1)
+KERNEL(gemm_nn_wide_dropout, WideNN, true, 1)
 KERNEL(gemm_nt_large, LargeNT, false, 2)
 KERNEL(gemm_nt_small, SmallNT, false, 2)
 KERNEL(gemm_nn_large, LargeNN, false, 2)
@@ -409,19 +412,3 @@ KERNEL(gemm_nn_narrow, NarrowNN, false, 2)
 KERNEL(gemm_nn_large_dropout, LargeNN, true, 2)
 KERNEL(gemm_nn_small_dropout, SmallNN, true, 2)
 
-using V1 = Tile<256, 128, 64, 3, 4, 2, true>;
-using V2 = Tile<256, 128, 64, 4, 4, 2, true>;
-using V3 = Tile<128, 128, 64, 3, 2, 2, true>;
-using V4 = Tile<128, 256, 64, 3, 2, 4, true>;
-using W1 = Tile<256, 128, 64, 3, 4, 2, false>;
-using W2 = Tile<256, 128, 64, 4, 4, 2, false>;
-using W3 = Tile<128, 128, 64, 3, 2, 2, false>;
-using W4 = Tile<128, 256, 64, 3, 2, 4, false>;
-KERNEL(try_nt_1, V1, false, 1)
-KERNEL(try_nt_2, V2, false, 1)
-KERNEL(try_nt_3, V3, false, 2)
-KERNEL(try_nt_4, V4, false, 1)
-KERNEL(try_nn_1, W1, false, 1)
-KERNEL(try_nn_2, W2, false, 1)
-KERNEL(try_nn_3, W3, false, 2)
-KERNEL(try_nn_4, W4, false, 1)

@@ -3,8 +3,9 @@
 //   forward   out[T, N] = epilogue(a[T, K] b[N, K]^T + a2[T, ..] b2[N, rank]^T + bias)      a = x, b = W, a2 = H', b2 = B
 //   backward  out[T, K] = a[T, N] b[N, K] + keep_scale mask . (a2[T, R] b2[R, K])           a = dy, b = W, a2 = G', b2 = A
 // All matrices row-major bf16 (out of `float` f32), products and sums f32, each output is written (`=`) once, rounded once.
-// The adapters' part is more K of the same sum: the producer changes tensor maps, the consumers see no difference. Only under dropout does
-// it go first, through spare accumulators, because the mask must not touch the base product.
+// The adapters' part is more K of the same sum: the producer changes tensor maps, the consumers see no difference. Only under dropout is it
+// a product of its own (mma.sync, 32 columns at a time), masked before it is added, because the mask must not touch the base product.
+// A SwiGLU tile is 128 gate and the same 128 up columns; its adapters' stages hold zeros for the other half (rows of b2 past the end).
 //
 // Budget of a 128 x 256 tile: 2 * 128 * 256 * K FLOP; (128 + 256) * K * 2 bytes from L2, (128 + 128) * K * 2 with a pair sharing b.
 // Shared memory 4 stages of 48 KB and 32 KB for stores; registers 232 a consumer thread (128 accumulators), 40 a producer thread (a ninth
@@ -183,10 +184,9 @@ template <class T, Kind KIND, int CLUSTER> struct Producer {
 
 // ---- consumers: a warpgroup each ----
 
-template <int FIRST, int N, bool NM, int S> __device__ __forceinline__ void multiply(float (&d)[S], uint32_t a, uint32_t b, uint32_t keep) {
-    if constexpr (N == 256) wgmma_n256<FIRST, NM>(d, a, b, keep);
-    else if constexpr (N == 128) wgmma_n128<FIRST, NM>(d, a, b, keep);
-    else wgmma_n64<FIRST, NM>(d, a, b, keep);
+template <int N, bool NM, int S> __device__ __forceinline__ void multiply(float (&d)[S], uint32_t a, uint32_t b, uint32_t keep) {
+    if constexpr (N == 256) wgmma_n256<0, NM>(d, a, b, keep);
+    else wgmma_n128<0, NM>(d, a, b, keep);
 }
 
 template <class T, Kind KIND, int CLUSTER> struct Consumer {
@@ -219,21 +219,16 @@ template <class T, Kind KIND, int CLUSTER> struct Consumer {
         }
     }
 
-    // One stage onto N columns from FIRST on. DRAIN: finishes it and frees it; else leaves it under way and frees the stage before it.
-    template <int FIRST, int N, bool DRAIN> __device__ __forceinline__ void step(float (&d)[ACCUMULATORS], uint32_t keep, bool free_before) {
+    // One stage; leaves its products under way and frees the stage before it.
+    __device__ __forceinline__ void step(float (&d)[ACCUMULATORS], uint32_t keep, bool free_before) {
         mbarrier_wait(full + 8 * at.stage, at.phase);
         const uint32_t a = a_low(at.stage), b = b_low(at.stage);
         wgmma_fence();
 #pragma unroll
-        for (int k = 0; k < K16; ++k) multiply<FIRST, N, NM>(d, a + k * WGMMA_K16, b + k * B_STEP, k == 0 ? keep : 1);
+        for (int k = 0; k < K16; ++k) multiply<T::BN, NM>(d, a + k * WGMMA_K16, b + k * B_STEP, k == 0 ? keep : 1);
         wgmma_commit();
-        if (DRAIN) {
-            wgmma_wait<0>();
-            release(at.stage);
-        } else {
-            wgmma_wait<1>();
-            if (free_before) release(before());
-        }
+        wgmma_wait<1>();
+        if (free_before) release(before());
         at.next();
     }
     __device__ __forceinline__ uint32_t before() const { return at.stage == 0 ? T::STAGES - 1 : at.stage - 1; }
@@ -241,17 +236,16 @@ template <class T, Kind KIND, int CLUSTER> struct Consumer {
     // The base product and the adapters' part. A rank that is no multiple of 64 costs nothing but time: b2 has `rank` columns, so what the
     // last stage holds beyond them is zero.
     __device__ __forceinline__ void product(float (&d)[ACCUMULATORS], uint32_t member) {
-        constexpr bool DRAIN = false;
         const uint32_t stages = div_up(p.depth, (uint32_t)BK);
-        step<0, T::BN, DRAIN>(d, 0, false);
+        step(d, 0, false);
         uint32_t more = stages - 1;
         if (KIND == BACKWARD) more += div_up(p.rank, (uint32_t)BK);
         else if (KIND == SWIGLU) more += low_steps(p, 0) + low_steps(p, 1);
         else if (KIND != DROPOUT) more += low_steps(p, member);
 #pragma unroll 1
-        for (; more > 0; --more) step<0, T::BN, DRAIN>(d, 1, true);
+        for (; more > 0; --more) step(d, 1, true);
         wgmma_wait<0>();
-        if (!DRAIN) release(before());
+        release(before());
         wgmma_pin(d);
     }
 
@@ -525,5 +519,3 @@ KERNELS(rope, ROPE)
 KERNELS(swiglu, SWIGLU)
 KERNELS(backward, BACKWARD)
 KERNELS(dropout, DROPOUT)
-KERNEL(gemm_hopper_plain_256, 256, PLAIN, 1, )
-KERNEL(gemm_hopper_backward_256, 256, BACKWARD, 1, )

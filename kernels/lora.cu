@@ -49,28 +49,39 @@ template <int MI, int STAGES, int LIMIT, bool DROPOUT> __device__ __forceinline_
     const uint32_t units = min((uint32_t)UNITS, p.units_len - first_unit);
     const uint32_t stage_bytes = X::BYTES + units * A::BYTES;
     const uint32_t steps = div_up(p.inputs, (uint32_t)DOWN_DEPTH);
+    const uint32_t mine = warp_id() / UNIT_WARPS;
+    const Unit unit = p.units[first_unit + mine];
 
     auto load = [&](uint32_t step) {
         if (step < steps) {
             const uint32_t stage = smem + step % STAGES * stage_bytes;
-            const uint32_t chunk = threadIdx.x % X::CHUNKS, k = step * DOWN_DEPTH + chunk * CHUNK;
-            for (uint32_t line = threadIdx.x / X::CHUNKS; line < ROWS; line += blockDim.x / X::CHUNKS) {
-                const bool inside = row0 + line < p.rows && k < p.inputs;
-                cp_async16(stage + X::at(line, chunk), p.x + (inside ? (size_t)(row0 + line) * p.inputs + k : 0), inside ? CHUNK_BYTES : 0);
+            // A unit's warps load its A; the lines of x go round the units.
+            constexpr int LINES = UNIT_WARPS * WARP / X::CHUNKS;
+            const uint32_t chunk = threadIdx.x % X::CHUNKS, line0 = threadIdx.x % (UNIT_WARPS * WARP) / X::CHUNKS, k = step * DOWN_DEPTH + chunk * CHUNK;
+            const bool k_inside = k < p.inputs;
+            const bf16* x = p.x + (k_inside ? k : 0);
+            const bf16* a = p.a + (k_inside ? k : 0);
+#pragma unroll
+            for (int i = 0; i < ROWS / LINES; ++i) {
+                if (i % units != mine) continue;
+                const uint32_t row = row0 + line0 + i * LINES;
+                const bool inside = k_inside && row < p.rows;
+                cp_async16(stage + X::at(line0, chunk) + i * LINES * X::LINE_BYTES, x + (uint64_t)(inside ? row : 0) * p.inputs, inside ? CHUNK_BYTES : 0);
             }
-            for (uint32_t line = threadIdx.x / A::CHUNKS; line < units * UNIT; line += blockDim.x / A::CHUNKS) {
-                const Unit& unit = p.units[first_unit + line / UNIT];
-                const bool inside = line % UNIT < unit.width && k < p.inputs;
-                cp_async16(stage + X::BYTES + line / UNIT * A::BYTES + A::at(line % UNIT, chunk),
-                           p.a + (inside ? (size_t)(unit.at + line % UNIT) * p.inputs + k : 0), inside ? CHUNK_BYTES : 0);
+#pragma unroll
+            for (int i = 0; i < UNIT / LINES; ++i) {
+                if (mine >= units) continue;  // warps that have no unit here
+                const uint32_t line = line0 + i * LINES;
+                const bool inside = k_inside && line < unit.width;  // else zero: narrow units are computed whole
+                cp_async16(stage + X::BYTES + mine * A::BYTES + A::at(line0, chunk) + i * LINES * A::LINE_BYTES,
+                           a + (uint64_t)(inside ? unit.at + line : 0) * p.inputs, inside ? CHUNK_BYTES : 0);
             }
         }
         cp_async_commit();
     };
     for (int s = 0; s < STAGES - 1; ++s) load(s);
 
-    const uint32_t mine = warp_id() / UNIT_WARPS, warp_row = warp_id() % UNIT_WARPS * MI * BLOCK;
-    const Unit unit = p.units[first_unit + mine];
+    const uint32_t warp_row = warp_id() % UNIT_WARPS * MI * BLOCK;
     const uint32_t g = lane_id() / 4, q = lane_id() % 4;
     const uint32_t x_lane = X::lane_a(warp_row), a_lane = A::lane_b(0);
     StepState state = {};
@@ -81,7 +92,7 @@ template <int MI, int STAGES, int LIMIT, bool DROPOUT> __device__ __forceinline_
         __syncthreads();
         load(step + STAGES - 1);
         const uint32_t x_tile = smem + step % STAGES * stage_bytes, a_tile = x_tile + X::BYTES + mine * A::BYTES;
-#pragma unroll
+#pragma unroll(DROPOUT ? 1 : 2)  // unrolled, two halves' draws spill on sm_120
         for (int half = 0; half < DOWN_DEPTH / 32; ++half) {
             uint32_t x[2][MI][4];
 #pragma unroll
@@ -101,7 +112,6 @@ template <int MI, int STAGES, int LIMIT, bool DROPOUT> __device__ __forceinline_
             }
 #pragma unroll
             for (int n = 0; n < NI; ++n) {
-                if (n * BLOCK >= unit.width) continue;
 #pragma unroll
                 for (int kk = 0; kk < 2; ++kk) {
                     uint32_t a[4];
@@ -226,7 +236,6 @@ template <bool DROPOUT> __device__ __forceinline__ void grad(const Grad& p) {
             }
 #pragma unroll
             for (int n = 0; n < NI; ++n) {
-                if (n * BLOCK >= unit.width) continue;
                 uint32_t b[4];
                 G::fragment(b, g_tile, g_lane, n, kk);
 #pragma unroll

@@ -87,8 +87,8 @@ pub enum Weight<'a, B: Backend> {
 
 /// A vector (norm gain, bias), frozen or trained.
 pub enum Vector<'a, B: Backend> {
-    /// Never changes.
-    Frozen(&'a B::Float),
+    /// A range of a buffer that never changes.
+    Frozen(&'a B::Float, Slot),
     /// A range of the trained values.
     Trained(Slot),
 }
@@ -352,6 +352,8 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     type Batch: Send + Sync;
     /// Keys and values of all layers for a number of sequences.
     type Cache: Send + Sync;
+    /// Records of decoding steps.
+    type Recording: Default + Send;
     /// One allocation that buffers are carved from. They keep it alive; this handle is dropped once all of them are made.
     type Arena: Send + Sync;
 
@@ -404,6 +406,15 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
         capacity: usize,
         heads: &Heads,
     ) -> Result<Self::Cache, BackendError>;
+    /// Runs the ops of one decoding step over `batch`. A backend may record them the first time and replay the record, so with one
+    /// `recording` they are always the same ops on the same buffers; only the batch differs.
+    fn step(
+        &self,
+        recording: &mut Self::Recording,
+        batch: &Self::Batch,
+        cache: &mut Self::Cache,
+        ops: impl FnOnce(&mut Self::Cache),
+    );
     /// Forgets slots: sequence `keep[i]` moves to slot `i`. `keep` is ascending.
     fn cache_compact(&self, cache: &mut Self::Cache, keep: &[usize]);
     /// Columns that an adapter of this rank takes in the buffer of low-rank products; at least `rank`.

@@ -103,6 +103,7 @@ impl<B: Backend> Generator<'_, B> {
             prompt_len: r.prompt.len(),
             done: false,
         };
+        let mut recording = B::Recording::default();
         let mut live: Vec<Live> = requests.iter().enumerate().map(live).collect();
         loop {
             let tokens = self.choose(&live, &mut logits)?;
@@ -130,7 +131,13 @@ impl<B: Backend> Generator<'_, B> {
                 let at = batch.push(&row.ids[past..], past, slot);
                 batch.targets.push(Target { row: at, id: 0 });
             }
-            self.logits(batch, &mut cache, &mut logits, 0, &mut ws)?;
+            let n = batch.tokens();
+            let batch = backend.upload(batch)?;
+            backend.step(&mut recording, &batch, &mut cache, |cache| {
+                let (trained, cache) = (self.trained, Some(cache));
+                self.decoder
+                    .logits(trained, &batch, n, cache, &mut logits, 0, &mut ws);
+            });
         }
     }
 
@@ -152,24 +159,12 @@ impl<B: Backend> Generator<'_, B> {
                 let row = batch.tokens() - 1;
                 batch.targets.push(Target { row, id: 0 });
             }
-            self.logits(batch, cache, logits, at_row, &mut ws)?;
+            let n = batch.tokens();
+            let batch = backend.upload(batch)?;
+            let (trained, cache) = (self.trained, Some(&mut *cache));
+            self.decoder
+                .logits(trained, &batch, n, cache, logits, at_row, &mut ws);
         }
-        Ok(())
-    }
-
-    /// Logits at the batch's targets, in the rows from `at_row` on.
-    fn logits(
-        &self,
-        batch: Packed,
-        cache: &mut B::Cache,
-        logits: &mut B::Float,
-        at_row: usize,
-        ws: &mut Workspace<B>,
-    ) -> Result<(), BackendError> {
-        let n = batch.tokens();
-        let batch = self.decoder.backend.upload(batch)?;
-        self.decoder
-            .logits(self.trained, &batch, n, Some(cache), logits, at_row, ws);
         Ok(())
     }
 

@@ -48,8 +48,8 @@ struct Layer<B: Backend> {
     norm_mlp: B::Float,
     /// In the order of [`Stack::ALL`].
     weights: Vec<B::Matrix>,
-    /// In the order of [`plan::Linear::ALL`].
-    biases: Vec<Option<B::Float>>,
+    /// The biases of a stack's layers one after the other, in the order of [`Stack::ALL`]; empty without any.
+    biases: Vec<B::Float>,
 }
 
 /// Linear layers that share an input; their weights are one stacked matrix.
@@ -107,13 +107,18 @@ impl<B: Backend> Decoder<B> {
                 .matrix(tensors, precision, double_quant)
                 .map_err(CheckpointError::from)
         };
-        let vector = |name: &str, len: usize| -> Result<B::Float, CheckpointError> {
-            let tensor = checkpoint.get(name, &[len])?;
-            tensor.check_finite()?;
-            let mut float = backend.floats("a vector of the model", len)?;
-            backend.write(&mut float, 0, &tensor.to_f32()?);
+        let vectors = |names: &[(String, usize)]| -> Result<B::Float, CheckpointError> {
+            let mut values = Vec::new();
+            for (name, len) in names {
+                let tensor = checkpoint.get(name, &[*len])?;
+                tensor.check_finite()?;
+                values.extend(tensor.to_f32()?);
+            }
+            let mut float = backend.floats("a vector of the model", values.len())?;
+            backend.write(&mut float, 0, &values);
             Ok(float)
         };
+        let vector = |name: &str, len: usize| vectors(&[(name.to_string(), len)]);
         let mut layers = Vec::with_capacity(config.layers);
         for layer in 0..config.layers {
             let gain = |norm: &str| {
@@ -124,16 +129,17 @@ impl<B: Backend> Decoder<B> {
             };
             let (mut weights, mut biases) = (Vec::new(), Vec::new());
             for stack in Stack::ALL {
-                let mut tensors = Vec::new();
+                let (mut tensors, mut names) = (Vec::new(), Vec::new());
                 for linear in stack.linears() {
                     let (path, shape) =
                         (linear_path(layer, *linear), linear_shape(&config, *linear));
                     tensors.push(tensor(&format!("{path}.weight"), shape)?);
-                    let bias = linear_bias(&config, *linear);
-                    let bias = bias.then(|| vector(&format!("{path}.bias"), shape.0));
-                    biases.push(bias.transpose()?);
+                    if linear_bias(&config, *linear) {
+                        names.push((format!("{path}.bias"), shape.0));
+                    }
                 }
                 weights.push(matrix(&tensors, precision)?);
+                biases.push(vectors(&names)?);
             }
             layers.push(Layer {
                 norm_attention: gain("input_layernorm")?,
@@ -172,9 +178,19 @@ impl<B: Backend> Decoder<B> {
         }
     }
 
+    /// All of a gain.
+    fn gain(&self) -> Slot {
+        Slot {
+            offset: 0,
+            len: self.config.hidden,
+        }
+    }
+
     /// The gain of the last norm.
     pub fn norm<'a>(&'a self, trained: Option<&Trained<B>>) -> Vector<'a, B> {
-        vector(&self.norm, trained, || "model.norm.weight".to_string())
+        range(&self.norm, self.gain(), trained, || {
+            "model.norm.weight".to_string()
+        })
     }
 
     /// The gain before attention.
@@ -184,13 +200,18 @@ impl<B: Backend> Decoder<B> {
         trained: Option<&Trained<B>>,
     ) -> Vector<'a, B> {
         let name = || format!("model.layers.{layer}.input_layernorm.weight");
-        vector(&self.layers[layer].norm_attention, trained, name)
+        range(
+            &self.layers[layer].norm_attention,
+            self.gain(),
+            trained,
+            name,
+        )
     }
 
     /// The gain before the feed-forward layers.
     pub fn norm_mlp<'a>(&'a self, layer: usize, trained: Option<&Trained<B>>) -> Vector<'a, B> {
         let name = || format!("model.layers.{layer}.post_attention_layernorm.weight");
-        vector(&self.layers[layer].norm_mlp, trained, name)
+        range(&self.layers[layer].norm_mlp, self.gain(), trained, name)
     }
 
     /// Linear layers that share an input, with their adapters.
@@ -202,14 +223,21 @@ impl<B: Backend> Decoder<B> {
         dropout: Option<DropoutStep>,
     ) -> Group<'a, B> {
         let (own, linears) = (&self.layers[layer], stack.linears());
-        let member = |linear: &plan::Linear| Linear {
-            outputs: linear_shape(&self.config, *linear).0,
-            bias: own.biases[*linear as usize].as_ref().map(|bias| {
-                vector(bias, trained, || {
-                    format!("{}.bias", linear_path(layer, *linear))
-                })
-            }),
-            lora: trained.and_then(|t| t.lora(layer, *linear, dropout)),
+        let mut above = 0;
+        let member = |linear: &plan::Linear| {
+            let outputs = linear_shape(&self.config, *linear).0;
+            let slot = Slot {
+                offset: above,
+                len: outputs,
+            };
+            above += outputs;
+            let name = || format!("{}.bias", linear_path(layer, *linear));
+            Linear {
+                outputs,
+                bias: linear_bias(&self.config, *linear)
+                    .then(|| range(&own.biases[stack as usize], slot, trained, name)),
+                lora: trained.and_then(|t| t.lora(layer, *linear, dropout)),
+            }
         };
         let trained_weights = trained.and_then(|t| {
             let slot =
@@ -231,13 +259,12 @@ impl<B: Backend> Decoder<B> {
     /// # Errors
     /// Whatever the device says.
     pub fn values(&self, name: &str) -> Result<Option<Vec<f32>>, BackendError> {
-        let float = |f: &B::Float, len| self.backend.read(f, Slot { offset: 0, len }).map(Some);
+        let float = |f: &B::Float, slot| self.backend.read(f, slot).map(Some);
         let matrix = |m: &B::Matrix| self.backend.matrix_values(m).map(Some);
-        let hidden = self.config.hidden;
         match name {
             "model.embed_tokens.weight" => return matrix(&self.embed),
             "lm_head.weight" => return self.head.as_ref().map_or(Ok(None), matrix),
-            "model.norm.weight" => return float(&self.norm, hidden),
+            "model.norm.weight" => return float(&self.norm, self.gain()),
             _ => {}
         }
         let layer = name
@@ -249,8 +276,8 @@ impl<B: Backend> Decoder<B> {
             return Ok(None);
         };
         match rest {
-            "input_layernorm.weight" => return float(&own.norm_attention, hidden),
-            "post_attention_layernorm.weight" => return float(&own.norm_mlp, hidden),
+            "input_layernorm.weight" => return float(&own.norm_attention, self.gain()),
+            "post_attention_layernorm.weight" => return float(&own.norm_mlp, self.gain()),
             _ => {}
         }
         for stack in Stack::ALL {
@@ -264,8 +291,14 @@ impl<B: Backend> Decoder<B> {
                     return Ok(Some(all[rows].to_vec()));
                 }
                 if *name == format!("{path}.bias") {
-                    let bias = own.biases[*linear as usize].as_ref();
-                    return bias.map_or(Ok(None), |b| float(b, outputs));
+                    let slot = Slot {
+                        offset: above,
+                        len: outputs,
+                    };
+                    return match linear_bias(&self.config, *linear) {
+                        true => float(&own.biases[stack as usize], slot),
+                        false => Ok(None),
+                    };
                 }
                 above += outputs;
             }
@@ -285,8 +318,9 @@ fn weight<'a, B: Backend>(
     }
 }
 
-fn vector<'a, B: Backend>(
+fn range<'a, B: Backend>(
     frozen: &'a B::Float,
+    slot: Slot,
     trained: Option<&Trained<B>>,
     name: impl Fn() -> String,
 ) -> Vector<'a, B> {
@@ -295,6 +329,6 @@ fn vector<'a, B: Backend>(
         .and_then(|t| t.full(&name()))
     {
         Some(slot) => Vector::Trained(slot),
-        None => Vector::Frozen(frozen),
+        None => Vector::Frozen(frozen, slot),
     }
 }

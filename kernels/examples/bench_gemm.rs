@@ -3,7 +3,7 @@
 
 use half::bf16;
 use medft_kernels::device::{Buffer, Device};
-use medft_kernels::gemm::{self, Output, Size};
+use medft_kernels::gemm::{self, Output};
 use medft_kernels::linear::{
     Backward, Dropout, Epilogue, Forward, Group, LowBackward, LowForward, NO_LOW, StepState,
 };
@@ -25,7 +25,9 @@ impl Bench {
         let mut at = 0;
         while at < len {
             let n = self.block.len().min(len - at);
-            self.device.copy(buffer.ptr().at(at), self.block.ptr(), n).unwrap();
+            self.device
+                .copy(buffer.ptr().at(at), self.block.ptr(), n)
+                .unwrap();
             at += n;
         }
         buffer
@@ -37,7 +39,13 @@ impl Bench {
         buffer
     }
 
-    fn time(&self, what: &str, flops: f64, bytes: f64, mut op: impl FnMut() -> Result<(), LaunchError>) {
+    fn time(
+        &self,
+        what: &str,
+        flops: f64,
+        bytes: f64,
+        mut op: impl FnMut() -> Result<(), LaunchError>,
+    ) {
         let mut times: Vec<f32> = (0..RUNS + 2)
             .map(|_| self.device.time(&mut op).unwrap())
             .skip(2)
@@ -73,12 +81,18 @@ fn group(rows: usize, inputs: usize, outputs: [usize; 3], rank: usize) -> Group 
 fn layer(bench: &Bench, name: &str, group: Group, kind: &str, skinny: bool) {
     let d = &bench.device;
     let (t, k, n, low) = (group.rows, group.inputs, group.columns(), group.low());
-    let (x, w, y) = (bench.random(t * k), bench.random(n * k), bench.random(t * n));
+    let (x, w, y) = (
+        bench.random(t * k),
+        bench.random(n * k),
+        bench.random(t * n),
+    );
     let (h, residual) = (bench.random(t * n / 2), bench.random(t * n));
     let (a, b) = (bench.random(low * k), bench.random(n * group.rank));
     let (low_buffer, g_buffer) = (bench.random(t * low), bench.random(t * low));
     let table = bench.zeros(4096 * 128);
-    let positions = d.upload(&(0..t as u32).map(|i| i % 4096).collect::<Vec<_>>()).unwrap();
+    let positions = d
+        .upload(&(0..t as u32).map(|i| i % 4096).collect::<Vec<_>>())
+        .unwrap();
     let state = d
         .upload(&[StepState {
             seed: 1,
@@ -119,18 +133,14 @@ fn layer(bench: &Bench, name: &str, group: Group, kind: &str, skinny: bool) {
     let at = format!("{name} T={t} K={k} N={n} r={}", group.rank);
     let base = 2.0 * (t * k) as f64 * n as f64;
     let moved = 2.0 * ((t * k) as f64 + (n * k) as f64 + (t * n) as f64);
-    let sizes: &[Size] = if t < 1024 { &[Size::Auto] } else { &[Size::Tall, Size::Large, Size::Try(0), Size::Try(1), Size::Try(2), Size::Try(3)] };
-    for &size in sizes {
-        let flops = base + 2.0 * (t * group.rank * n) as f64;
-        bench.time(&format!("forward {size:?} {kind} {at}"), flops, moved, || {
-            gemm::forward_sized(d, &forward, size)
-        });
-    }
+    let flops = base + 2.0 * (t * group.rank * n) as f64;
+    bench.time(&format!("forward {kind} {at}"), flops, moved, || {
+        gemm::forward(d, &forward)
+    });
     if t < 1024 {
         return;
     }
     for masked in [None, Some(dropout)] {
-        let sizes = if masked.is_some() { &[Size::Tall, Size::Large][..] } else { sizes };
         if masked.is_some() && !skinny {
             continue;
         }
@@ -145,13 +155,15 @@ fn layer(bench: &Bench, name: &str, group: Group, kind: &str, skinny: bool) {
             }),
             dx: x.ptr(),
         };
-        let what = if masked.is_some() { "backward dropout" } else { "backward" };
-        for &size in sizes {
-            let flops = base + 2.0 * (t * low * k) as f64;
-            bench.time(&format!("{what} {size:?} {at}"), flops, moved, || {
-                gemm::backward_sized(d, &backward, size)
-            });
-        }
+        let what = if masked.is_some() {
+            "backward dropout"
+        } else {
+            "backward"
+        };
+        let flops = base + 2.0 * (t * low * k) as f64;
+        bench.time(&format!("{what} {at}"), flops, moved, || {
+            gemm::backward(d, &backward)
+        });
     }
     if !skinny {
         return;
@@ -176,7 +188,15 @@ fn layer(bench: &Bench, name: &str, group: Group, kind: &str, skinny: bool) {
     for masked in [None, Some(dropout)] {
         let what = if masked.is_some() { "dropout " } else { "" };
         bench.time(&format!("lora down {what}{at}"), flops_a, x_bytes, || {
-            lora::down(d, &group, x.ptr(), a.ptr(), 0.5, masked.as_ref(), low_buffer.ptr())
+            lora::down(
+                d,
+                &group,
+                x.ptr(),
+                a.ptr(),
+                0.5,
+                masked.as_ref(),
+                low_buffer.ptr(),
+            )
         });
         let grads = Grads {
             x: x.ptr(),
@@ -187,9 +207,12 @@ fn layer(bench: &Bench, name: &str, group: Group, kind: &str, skinny: bool) {
             members,
             scratch: scratch.ptr(),
         };
-        bench.time(&format!("lora grads {what}{at}"), flops_a + flops_b, x_bytes + dy_bytes, || {
-            lora::grads(d, &group, &grads)
-        });
+        bench.time(
+            &format!("lora grads {what}{at}"),
+            flops_a + flops_b,
+            x_bytes + dy_bytes,
+            || lora::grads(d, &group, &grads),
+        );
     }
     bench.time(&format!("lora up_backward {at}"), flops_b, dy_bytes, || {
         lora::up_backward(d, &group, y.ptr(), b.ptr(), 0.5, g_buffer.ptr())
@@ -216,41 +239,117 @@ fn main() {
     });
     let bench = Bench { device, block };
     let t = TOKENS;
-    layer(&bench, "qwen3b qkv", group(t, 2048, [2048, 256, 256], 64), "rope", true);
-    layer(&bench, "qwen3b o", group(t, 2048, [2048, 0, 0], 64), "residual", false);
-    layer(&bench, "qwen3b gate_up", group(t, 2048, [11008, 11008, 0], 64), "swiglu", true);
-    layer(&bench, "qwen3b down", group(t, 11008, [2048, 0, 0], 64), "residual", true);
-    layer(&bench, "qwen3b gate_up", group(t, 2048, [11008, 11008, 0], 64), "none", false);
-    layer(&bench, "qwen3b gate_up", group(t, 2048, [11008, 11008, 0], 0), "none", false);
-    layer(&bench, "llama8b gate_up", group(t, 4096, [14336, 14336, 0], 64), "swiglu", false);
-    layer(&bench, "llama8b down", group(t, 14336, [4096, 0, 0], 64), "residual", false);
+    let layers = [
+        ("qwen3b qkv", 2048, [2048, 256, 256], "rope", true),
+        ("qwen3b o", 2048, [2048, 0, 0], "residual", false),
+        ("qwen3b gate_up", 2048, [11008, 11008, 0], "swiglu", true),
+        ("qwen3b down", 11008, [2048, 0, 0], "residual", true),
+        ("llama3b qkv", 3072, [3072, 1024, 1024], "rope", false),
+        ("llama3b gate_up", 3072, [8192, 8192, 0], "swiglu", false),
+        ("llama8b qkv", 4096, [4096, 1024, 1024], "rope", false),
+        ("llama8b gate_up", 4096, [14336, 14336, 0], "swiglu", false),
+        ("llama8b down", 14336, [4096, 0, 0], "residual", false),
+    ];
+    for (name, inputs, outputs, kind, skinny) in layers {
+        layer(&bench, name, group(t, inputs, outputs, 64), kind, skinny);
+    }
+    layer(
+        &bench,
+        "square",
+        group(8192, 8192, [8192, 0, 0], 0),
+        "none",
+        false,
+    );
     for rows in [1, 16, 64] {
-        layer(&bench, "qwen3b qkv", group(rows, 2048, [2048, 256, 256], 64), "rope", false);
-        layer(&bench, "qwen3b gate_up", group(rows, 2048, [11008, 11008, 0], 64), "swiglu", false);
-        layer(&bench, "qwen3b down", group(rows, 11008, [2048, 0, 0], 64), "residual", false);
+        layer(
+            &bench,
+            "qwen3b qkv",
+            group(rows, 2048, [2048, 256, 256], 64),
+            "rope",
+            false,
+        );
+        layer(
+            &bench,
+            "qwen3b gate_up",
+            group(rows, 2048, [11008, 11008, 0], 64),
+            "swiglu",
+            false,
+        );
+        layer(
+            &bench,
+            "qwen3b down",
+            group(rows, 11008, [2048, 0, 0], 64),
+            "residual",
+            false,
+        );
     }
     let d = &bench.device;
     let (m, n, k) = (2560, 2048, t);
     let (dy, x, out) = (bench.random(k * m), bench.random(k * n), bench.zeros(m * n));
     let shape = weight_grad::Shape { rows: k, m, n };
     let scratch_w = bench.zeros(weight_grad::scratch_len(shape));
-    bench.time("weight_grad [2560, 2048] T=16384", 2.0 * (m * n) as f64 * k as f64, 0.0, || {
-        weight_grad::weight_grad(d, shape, dy.ptr(), m, x.ptr(), n, out.ptr(), scratch_w.ptr())
-    });
+    bench.time(
+        "weight_grad [2560, 2048] T=16384",
+        2.0 * (m * n) as f64 * k as f64,
+        0.0,
+        || {
+            weight_grad::weight_grad(
+                d,
+                shape,
+                dy.ptr(),
+                m,
+                x.ptr(),
+                n,
+                out.ptr(),
+                scratch_w.ptr(),
+            )
+        },
+    );
     let scratch = bench.zeros(weight_grad::bias_scratch_len(k, m));
-    bench.time("bias_grad [2560] T=16384", 0.0, 2.0 * (k * m) as f64, || {
-        weight_grad::bias_grad(d, k, m, dy.ptr(), out.ptr(), scratch.ptr())
-    });
+    bench.time(
+        "bias_grad [2560] T=16384",
+        0.0,
+        2.0 * (k * m) as f64,
+        || weight_grad::bias_grad(d, k, m, dy.ptr(), out.ptr(), scratch.ptr()),
+    );
     // The head of Qwen2.5-3B: logits of 1024 rows, and their way back.
     let (rows, vocabulary, hidden) = (1024, 151_936, 2048);
-    let (x, w) = (bench.random(rows * hidden), bench.random(vocabulary * hidden));
-    let (logits, z, dx) = (bench.zeros(rows * vocabulary), bench.random(rows * vocabulary), bench.random(rows * hidden));
+    let (x, w) = (
+        bench.random(rows * hidden),
+        bench.random(vocabulary * hidden),
+    );
+    let (logits, z, dx) = (
+        bench.zeros(rows * vocabulary),
+        bench.random(rows * vocabulary),
+        bench.random(rows * hidden),
+    );
     let flops = 2.0 * (rows * hidden) as f64 * vocabulary as f64;
     let shape = |n, k| gemm::Shape { m: rows, n, k };
-    bench.time("plain_nt f32 logits 1024 x 151936 x 2048", flops, 0.0, || {
-        gemm::plain_nt(d, shape(vocabulary, hidden), x.ptr(), hidden, w.ptr(), hidden, Output::F32(logits.ptr()))
-    });
+    bench.time(
+        "plain_nt f32 logits 1024 x 151936 x 2048",
+        flops,
+        0.0,
+        || {
+            gemm::plain_nt(
+                d,
+                shape(vocabulary, hidden),
+                x.ptr(),
+                hidden,
+                w.ptr(),
+                hidden,
+                Output::F32(logits.ptr()),
+            )
+        },
+    );
     bench.time("plain_nn dx 1024 x 2048 x 151936", flops, 0.0, || {
-        gemm::plain_nn(d, shape(hidden, vocabulary), z.ptr(), vocabulary, w.ptr(), hidden, Output::Bf16(dx.ptr()))
+        gemm::plain_nn(
+            d,
+            shape(hidden, vocabulary),
+            z.ptr(),
+            vocabulary,
+            w.ptr(),
+            hidden,
+            Output::Bf16(dx.ptr()),
+        )
     });
 }

@@ -21,11 +21,10 @@ __device__ __forceinline__ float reciprocal(float x) {
 __device__ __forceinline__ float sigmoid(float x) { return reciprocal(1.f + expf(-x)); }
 
 // e^x for x <= 0, rounded to the nearest f32 as a good libm does where it counts: above -18 in f64 (a Taylor polynomial whose next term is
-// 8e-12), below by expf. Token probabilities made from it differ from the CPU's only where a correctly rounded result differs from libm's.
+// 8e-12), below by expf; both are computed, so that calls overlap. Token probabilities made from it differ from the CPU's only where a correctly rounded result differs from libm's.
 __device__ __forceinline__ float exp_nearest(float x) {
-    if (!(x > -18.f)) return expf(x);
-    const float n = rintf(x * LOG2_E);
-    const double r = fma((double)n, -0.69314718055994530942, (double)x);
+    const float near = fmaxf(x, -18.f), n = rintf(near * LOG2_E), far = expf(x);
+    const double r = fma((double)n, -0.69314718055994530942, (double)near);
     double p = 1.0 / 362880.0;
     p = fma(p, r, 1.0 / 40320.0);
     p = fma(p, r, 1.0 / 5040.0);
@@ -37,5 +36,6 @@ __device__ __forceinline__ float exp_nearest(float x) {
     p = fma(p, r, 1.0);
     p = fma(p, r, 1.0);
     // n lies in [-26, 0]: the factor is a normal number and the product exact.
-    return __double2float_rn(p) * __uint_as_float((uint32_t)(127 + (int)n) << 23);
+    const float nearest = __double2float_rn(p) * __uint_as_float((uint32_t)(127 + (int)n) << 23);
+    return x > -18.f ? nearest : far;
 }

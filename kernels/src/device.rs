@@ -38,9 +38,6 @@ struct Function {
     shared: u32,
 }
 
-/// Dynamic shared memory that every kernel may ask for, bytes.
-const SHARED_AT_ONCE: u32 = 48 << 10;
-
 /// A driver handle; the driver allows its use from every thread.
 #[derive(Clone, Copy)]
 struct Handle<T>(T);
@@ -289,6 +286,44 @@ impl Device {
         .map_err(driver("copying on the GPU"))
     }
 
+    /// Copies `rows` rows of `columns` elements within the device, between matrices of other strides (elements).
+    ///
+    /// # Errors
+    /// The driver's.
+    pub fn copy_rows<T>(
+        &self,
+        [to, from]: [Ptr<T>; 2],
+        [to_stride, from_stride]: [usize; 2],
+        rows: usize,
+        columns: usize,
+    ) -> Result<(), LaunchError> {
+        self.bind()?;
+        let kind = sys::CUmemorytype_enum::CU_MEMORYTYPE_DEVICE;
+        let size = size_of::<T>();
+        let copy = sys::CUDA_MEMCPY2D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: kind,
+            srcHost: std::ptr::null(),
+            srcDevice: from.address(),
+            srcArray: std::ptr::null_mut(),
+            srcPitch: from_stride * size,
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: kind,
+            dstHost: std::ptr::null_mut(),
+            dstDevice: to.address(),
+            dstArray: std::ptr::null_mut(),
+            dstPitch: to_stride * size,
+            WidthInBytes: columns * size,
+            Height: rows,
+        };
+        // SAFETY: the caller owns both ranges.
+        unsafe { sys::cuMemcpy2DAsync_v2(&raw const copy, self.0.stream) }
+            .result()
+            .map_err(driver("copying on the GPU"))
+    }
+
     /// Fills `len` elements with one byte.
     ///
     /// # Errors
@@ -424,7 +459,8 @@ impl Device {
         // SAFETY: the module is loaded and never unloaded.
         let function =
             unsafe { result::module::get_function(module, name) }.map_err(driver(kernel.name))?;
-        if shared > SHARED_AT_ONCE {
+        // Static and dynamic together need it above 48 KiB; asking for less does no harm.
+        if shared > 0 {
             // SAFETY: a valid function.
             unsafe {
                 result::function::set_function_attribute(
@@ -435,7 +471,6 @@ impl Device {
             }
             .map_err(driver(kernel.name))?;
         }
-        let shared = shared.max(SHARED_AT_ONCE);
         let handle = Handle(function);
         known.functions.insert(kernel, Function { handle, shared });
         Ok(function)

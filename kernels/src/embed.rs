@@ -9,7 +9,7 @@ use half::bf16;
 /// Tokens of a block of the forward kernels.
 const WARPS: usize = 8;
 /// Columns of a block of the backward kernel.
-const RUN_COLUMNS: usize = 512;
+const RUN_COLUMNS: usize = 1024;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -180,8 +180,8 @@ mod tests {
     }
 
     #[test]
-    fn a_block_for_each_run_and_512_columns() {
-        assert_eq!(backward_geometry(3, 520).grid, [6, 1, 1]);
-        assert_eq!(backward_geometry(0, 520).grid, [0, 1, 1]);
+    fn a_block_for_each_run_and_1024_columns() {
+        assert_eq!(backward_geometry(3, 1032).grid, [6, 1, 1]);
+        assert_eq!(backward_geometry(0, 1032).grid, [0, 1, 1]);
     }
 }

@@ -1,7 +1,7 @@
 //! The portable matrix products (`gemm.cu`, sm_80 and up): linear layers forward and backward, and bare products.
 //!
-//! Holds the ops; `product` holds what the kernels take, the tiles and their choice. Each row of a result has the same bits whatever the number of rows: every tile sums in
-//! ascending k by steps of 16. Invariant: K, N and all strides are multiples of 8 (16-byte rows).
+//! Holds the ops; `product` holds what the kernels take, the tiles and their choice. Each row of a result has the same bits whatever the
+//! number of rows and the tile: every tile sums in ascending k by steps of 16. Invariant: K, N and all strides are multiples of 8.
 
 mod product;
 
@@ -9,7 +9,9 @@ use crate::launch::{LaunchError, Launcher, Ptr};
 use crate::linear::{Backward, Dropout, Epilogue, Forward, Group, MEMBERS, NO_LOW};
 use bytemuck::Zeroable;
 use half::bf16;
-use product::{ENOUGH_LARGE, NN, NN_DROPOUT, NN_NARROW, NT, Part, Product, Tile, choose, mode, run};
+use product::{
+    ENOUGH_LARGE, NN, NN_DROPOUT, NN_NARROW, NT, Part, Product, Tile, choose, mode, run,
+};
 
 /// Which tile an op takes. The bits of the result are the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -17,19 +19,17 @@ pub enum Size {
     /// By the shape.
     #[default]
     Auto,
-    /// 256 rows, 128 columns.
-    Tall,
+    /// 128 rows, 256 columns; large where it does not fit.
+    Wide,
     /// 128 rows and columns.
     Large,
     /// 64 rows, 32 columns.
     Small,
-    /// try
-    Try(usize),
 }
 
 /// Checks what every linear op relies on.
 fn check(group: &Group) -> Result<(), LaunchError> {
-    if group.rank % 16 != 0 || group.rank > 128 {
+    if !group.rank.is_multiple_of(16) || group.rank > 128 {
         return Err(LaunchError::Unsupported(format!(
             "padded rank {}: the kernels take multiples of 16 up to 128",
             group.rank
@@ -52,7 +52,7 @@ pub fn forward(l: &impl Launcher, args: &Forward) -> Result<(), LaunchError> {
 /// As [`forward`].
 pub fn forward_sized(l: &impl Launcher, args: &Forward, size: Size) -> Result<(), LaunchError> {
     let (product, parts) = forward_product(args)?;
-    let tile = choose(args.group.rows, &parts, size, NT);
+    let tile = choose(l.gpu(), args.group.rows, &parts, size, NT);
     run(l, product, &parts, tile)
 }
 
@@ -108,7 +108,10 @@ fn forward_product(args: &Forward) -> Result<(Product, Vec<Part>), LaunchError> 
             head_dim,
             rotated,
         } => {
-            if head_dim == 0 || head_dim % 16 != 0 || group.outputs.iter().any(|n| n % head_dim != 0) {
+            if head_dim == 0
+                || head_dim % 16 != 0
+                || group.outputs.iter().any(|n| n % head_dim != 0)
+            {
                 return Err(LaunchError::Unsupported(format!(
                     "heads of {head_dim} columns: RoPE is fused for multiples of 16"
                 )));
@@ -191,7 +194,12 @@ pub fn backward_sized(l: &impl Launcher, args: &Backward, size: Size) -> Result<
         true => NN_DROPOUT,
         false => NN,
     };
-    run(l, product, &[part], choose(group.rows, &[part], size, tiles))
+    run(
+        l,
+        product,
+        &[part],
+        choose(l.gpu(), group.rows, &[part], size, tiles),
+    )
 }
 
 fn mask(product: &mut Product, group: &Group, dropout: &Dropout) {
@@ -257,7 +265,11 @@ pub(crate) fn few_rows_nt(
 ) -> Result<(), LaunchError> {
     let product = Product {
         scale,
-        ..bare(group.rows, [x, a], [group.inputs, group.inputs, group.low()])
+        ..bare(
+            group.rows,
+            [x, a],
+            [group.inputs, group.inputs, group.low()],
+        )
     };
     let product = Product {
         y: low.cast(),
@@ -349,7 +361,12 @@ fn plain(
         }
     }
     let part = Part::plain(n, k);
-    run(l, product, &[part], choose(m, &[part], Size::Auto, tiles))
+    run(
+        l,
+        product,
+        &[part],
+        choose(l.gpu(), m, &[part], Size::Auto, tiles),
+    )
 }
 
 #[cfg(test)]
@@ -388,27 +405,44 @@ mod tests {
         assert_eq!(product.parts.map(|p| p.out_at), [0, 256, 296]);
         assert_eq!((product.tiles_m, product.tiles_n), (3, 5));
         assert_eq!(geometry.grid, [15, 1, 1]);
-        assert_eq!(geometry.shared, 64 << 10);
+        assert_eq!(geometry.shared, 96 << 10);
     }
 
     #[test]
     fn gate_and_up_are_one_part() {
         let args = forward_of(group(5, 64, [72, 72, 0]), Epilogue::SwiGlu(Ptr::new(64)));
         let (product, parts) = forward_product(&args).unwrap();
-        assert_eq!((parts.len(), parts[0].columns, product.head_dim), (1, 144, 144));
+        assert_eq!(
+            (parts.len(), parts[0].columns, product.head_dim),
+            (1, 144, 144)
+        );
         assert_eq!(parts[0].low_at, [NO_LOW; 2], "no low-rank part was given");
         let uneven = forward_of(group(5, 64, [72, 80, 0]), Epilogue::SwiGlu(Ptr::new(64)));
         assert!(forward_product(&uneven).is_err());
     }
 
     #[test]
-    fn few_rows_and_few_tiles_take_the_small_tile() {
+    fn tiles_follow_rows_and_shared_memory() {
+        let gpu = |shared_per_block| crate::Gpu {
+            name: String::new(),
+            capability: (9, 0),
+            multiprocessors: 132,
+            shared_per_block,
+            l2: 0,
+            memory: 0,
+            hopper: false,
+        };
+        let (h100, a100, ada) = (gpu(227 << 10), gpu(163 << 10), gpu(99 << 10));
         let parts = [Part::plain(2048, 2048)];
-        assert_eq!(choose(1, &parts, Size::Auto, NT), NT[2]);
-        assert_eq!(choose(64, &parts, Size::Auto, NT), NT[2]);
-        assert_eq!(choose(256, &parts, Size::Auto, NT), NT[2]);
-        assert_eq!(choose(2048, &parts, Size::Auto, NT), NT[1]);
-        assert_eq!(choose(16384, &parts, Size::Auto, NT), NT[0]);
+        let pick = |gpu, rows, tiles| choose(gpu, rows, &parts, Size::Auto, tiles);
+        for rows in [1, 64, 256] {
+            assert_eq!(pick(&h100, rows, NT), NT[2]);
+        }
+        assert_eq!(pick(&a100, 2048, NT), NT[1]);
+        assert_eq!(pick(&h100, 16384, NT), NT[1]);
+        assert_eq!(pick(&h100, 16384, NN), NN[0]);
+        assert_eq!(pick(&a100, 16384, NT), NT[0]);
+        assert_eq!(pick(&ada, 16384, NN), NN[1]);
     }
 
     #[test]

@@ -17,6 +17,7 @@ const BK: u32 = 64;
 const THREADS: u32 = 384;
 /// Stages and store buffers of `Tile<256>` and `Tile<128>` (both 192 + 32 KB), barriers, and the slack of alignment.
 const SHARED: u32 = (192 + 32 + 1) * 1024 + 128;
+const _: () = assert!(SHARED <= 232_448, "an SM gives a block 227 KB");
 /// What a group of row tiles may occupy of L2, so that its rows of the left operand stay there.
 const GROUP_BYTES: usize = 16 << 20;
 
@@ -100,10 +101,20 @@ struct Plan {
 
 impl Plan {
     /// `widths`: of the members, in columns that one tile's width covers `share` times (SwiGLU: half of it gate, half up).
-    fn new(tile: Tile, sms: usize, rows: usize, depth: usize, widths: &[usize], share: usize) -> Self {
+    fn new(
+        tile: Tile,
+        sms: usize,
+        rows: usize,
+        depth: usize,
+        widths: &[usize],
+        share: usize,
+    ) -> Self {
         let wide = tile.columns() / share;
         let deep = BM * tile.blocks();
-        let (tiles_m, tiles_n): (usize, usize) = (rows.div_ceil(deep), widths.iter().map(|w| w.div_ceil(wide)).sum());
+        let (tiles_m, tiles_n): (usize, usize) = (
+            rows.div_ceil(deep),
+            widths.iter().map(|w| w.div_ceil(wide)).sum(),
+        );
         let group = (GROUP_BYTES / (2 * depth.max(1) * deep)).clamp(1, tiles_m.max(1));
         let clusters = (sms / tile.blocks()).clamp(1, (tiles_m * tiles_n).max(1));
         Plan {
@@ -120,11 +131,22 @@ impl Plan {
         (self.tiles_m * self.tiles_n).div_ceil(self.clusters) as f64 * self.tile.cost()
     }
 
-    fn best(tile: Option<Tile>, sms: usize, rows: usize, depth: usize, widths: &[usize], share: usize) -> Self {
+    fn best(
+        tile: Option<Tile>,
+        sms: usize,
+        rows: usize,
+        depth: usize,
+        widths: &[usize],
+        share: usize,
+    ) -> Self {
         let plan = |tile| Plan::new(tile, sms, rows, depth, widths, share);
         match tile {
             Some(tile) => plan(tile),
-            None => Tile::ALL.map(plan).into_iter().min_by(|a, b| a.cost().total_cmp(&b.cost())).unwrap_or(plan(Tile::Pair256)),
+            None => Tile::ALL
+                .map(plan)
+                .into_iter()
+                .min_by(|a, b| a.cost().total_cmp(&b.cost()))
+                .unwrap_or(plan(Tile::Pair256)),
         }
     }
 
@@ -138,11 +160,19 @@ impl Plan {
 }
 
 fn fits(addresses: &[u64], multiples_of_8: &[usize]) -> bool {
-    addresses.iter().all(|a| a % 16 == 0) && multiples_of_8.iter().all(|n| n % 8 == 0) && multiples_of_8.iter().all(|n| *n < 1 << 31)
+    addresses.iter().all(|a| a % 16 == 0)
+        && multiples_of_8.iter().all(|n| n % 8 == 0)
+        && multiples_of_8.iter().all(|n| *n < 1 << 31)
 }
 
 fn group_fits(g: &Group) -> bool {
-    fits(&[], &g.outputs) && g.rows > 0 && g.rows < 1 << 31 && g.inputs > 0 && g.columns() > 0 && fits(&[], &[g.inputs]) && g.rank % 16 == 0
+    fits(&[], &g.outputs)
+        && g.rows > 0
+        && g.rows < 1 << 31
+        && g.inputs > 0
+        && g.columns() > 0
+        && fits(&[], &[g.inputs])
+        && g.rank.is_multiple_of(16)
 }
 
 /// Whether [`forward`] takes this.
@@ -151,19 +181,44 @@ pub fn supports_forward(gpu: &Gpu, f: &Forward) -> bool {
     let epilogue = match f.epilogue {
         Epilogue::None => true,
         Epilogue::Residual(r) => fits(&[r.address()], &[]),
-        Epilogue::Rope { table, head_dim, .. } => {
-            matches!(head_dim, 32 | 64 | 128) && g.outputs.iter().all(|n| n % head_dim == 0) && fits(&[table.address()], &[])
+        Epilogue::Rope {
+            table, head_dim, ..
+        } => {
+            matches!(head_dim, 32 | 64 | 128)
+                && g.outputs.iter().all(|n| n % head_dim == 0)
+                && fits(&[table.address()], &[])
         }
-        Epilogue::SwiGlu(h) => g.outputs[0] == g.outputs[1] && g.outputs[2] == 0 && fits(&[h.address()], &[]),
+        Epilogue::SwiGlu(h) => {
+            g.outputs[0] == g.outputs[1] && g.outputs[2] == 0 && fits(&[h.address()], &[])
+        }
     };
-    let low = f.low.is_none_or(|l| fits(&[l.low.address(), l.b.address()], &[]));
-    gpu.hopper && group_fits(g) && epilogue && low && fits(&[f.x.address(), f.weight.address(), f.bias.address(), f.y.address()], &[])
+    let low = f
+        .low
+        .is_none_or(|l| fits(&[l.low.address(), l.b.address()], &[]));
+    gpu.hopper
+        && group_fits(g)
+        && epilogue
+        && low
+        && fits(
+            &[
+                f.x.address(),
+                f.weight.address(),
+                f.bias.address(),
+                f.y.address(),
+            ],
+            &[],
+        )
 }
 
 /// Whether [`backward`] takes this.
 pub fn supports_backward(gpu: &Gpu, b: &Backward) -> bool {
-    let low = b.low.is_none_or(|l| fits(&[l.g.address(), l.a.address()], &[]));
-    gpu.hopper && group_fits(&b.group) && low && fits(&[b.dy.address(), b.weight.address(), b.dx.address()], &[])
+    let low = b
+        .low
+        .is_none_or(|l| fits(&[l.g.address(), l.a.address()], &[]));
+    gpu.hopper
+        && group_fits(&b.group)
+        && low
+        && fits(&[b.dy.address(), b.weight.address(), b.dx.address()], &[])
 }
 
 /// Whether [`plain_nt`] takes this.
@@ -172,7 +227,14 @@ pub fn supports_plain(gpu: &Gpu, p: &Plain) -> bool {
         Product::Bf16(y) => y.address(),
         Product::F32(y) => y.address(),
     };
-    gpu.hopper && p.rows > 0 && p.inputs > 0 && p.outputs > 0 && fits(&[p.x.address(), p.weight.address(), to], &[p.inputs, p.outputs])
+    gpu.hopper
+        && p.rows > 0
+        && p.inputs > 0
+        && p.outputs > 0
+        && fits(
+            &[p.x.address(), p.weight.address(), to],
+            &[p.inputs, p.outputs],
+        )
 }
 
 fn unsupported(op: &str) -> LaunchError {
@@ -200,8 +262,19 @@ pub fn forward_with(l: &impl Launcher, f: &Forward, tile: Option<Tile>) -> Resul
     let g = &f.group;
     let (rows, inputs, columns) = (g.rows, g.inputs, g.columns());
     let glu = matches!(f.epilogue, Epilogue::SwiGlu(_));
-    let (widths, share) = if glu { (&g.outputs[..1], 2) } else { (&g.outputs[..], 1) };
-    let plan = Plan::best(tile, l.gpu().multiprocessors as usize, rows, inputs, widths, share);
+    let (widths, share) = if glu {
+        (&g.outputs[..1], 2)
+    } else {
+        (&g.outputs[..], 1)
+    };
+    let plan = Plan::best(
+        tile,
+        l.gpu().multiprocessors as usize,
+        rows,
+        inputs,
+        widths,
+        share,
+    );
     let half = (plan.tile.columns() / 2) as u32;
     let mut p = Params {
         a: l.tensor_map(f.x, rows, inputs, inputs, BM as u32, BK)?,
@@ -226,7 +299,12 @@ pub fn forward_with(l: &impl Launcher, f: &Forward, tile: Option<Tile>) -> Resul
             p.extra_at = r;
             "plain"
         }
-        Epilogue::Rope { table, positions, head_dim, rotated } => {
+        Epilogue::Rope {
+            table,
+            positions,
+            head_dim,
+            rotated,
+        } => {
             (p.table, p.positions) = (table, positions);
             (p.head_dim, p.rotated) = (head_dim as u32, (rotated * head_dim) as u32);
             "rope"
@@ -252,13 +330,24 @@ pub fn backward(l: &impl Launcher, b: &Backward) -> Result<(), LaunchError> {
 ///
 /// # Errors
 /// As [`backward`].
-pub fn backward_with(l: &impl Launcher, b: &Backward, tile: Option<Tile>) -> Result<(), LaunchError> {
+pub fn backward_with(
+    l: &impl Launcher,
+    b: &Backward,
+    tile: Option<Tile>,
+) -> Result<(), LaunchError> {
     if !supports_backward(l.gpu(), b) {
         return Err(unsupported("backward"));
     }
     let g = &b.group;
     let (rows, columns, depth) = (g.rows, g.inputs, g.columns());
-    let plan = Plan::best(tile, l.gpu().multiprocessors as usize, rows, depth, &[columns], 1);
+    let plan = Plan::best(
+        tile,
+        l.gpu().multiprocessors as usize,
+        rows,
+        depth,
+        &[columns],
+        1,
+    );
     let mut p = Params {
         a: l.tensor_map(b.dy, rows, depth, depth, BM as u32, BK)?,
         b: l.tensor_map(b.weight, depth, columns, columns, BK, BK)?,
@@ -273,8 +362,19 @@ pub fn backward_with(l: &impl Launcher, b: &Backward, tile: Option<Tile>) -> Res
     {
         p.a2 = l.tensor_map(low.g, rows, g.low(), g.low(), BM as u32, BK)?;
         if let Some(dropout) = low.dropout {
-            for (map, at) in p.b2.iter_mut().zip(g.low_at).filter(|(_, at)| *at != NO_LOW) {
-                *map = l.tensor_map(low.a.at(at as usize * columns), g.rank, columns, columns, BK, BK)?;
+            for (map, at) in
+                p.b2.iter_mut()
+                    .zip(g.low_at)
+                    .filter(|(_, at)| *at != NO_LOW)
+            {
+                *map = l.tensor_map(
+                    low.a.at(at as usize * columns),
+                    g.rank,
+                    columns,
+                    columns,
+                    BK,
+                    BK,
+                )?;
             }
             (p.rank, p.low_at) = (g.rank as u32, g.low_at);
             (p.state, p.streams) = (dropout.state, dropout.streams);
@@ -331,10 +431,24 @@ pub fn plain_nt_with(l: &impl Launcher, q: &Plain, tile: Option<Tile>) -> Result
         return Err(unsupported("plain_nt"));
     }
     let (rows, inputs, columns) = (q.rows, q.inputs, q.outputs);
-    let plan = Plan::best(tile, l.gpu().multiprocessors as usize, rows, inputs, &[columns], 1);
+    let plan = Plan::best(
+        tile,
+        l.gpu().multiprocessors as usize,
+        rows,
+        inputs,
+        &[columns],
+        1,
+    );
     let mut p = Params {
         a: l.tensor_map(q.x, rows, inputs, inputs, BM as u32, BK)?,
-        b: l.tensor_map(q.weight, columns, inputs, inputs, (plan.tile.columns() / 2) as u32, BK)?,
+        b: l.tensor_map(
+            q.weight,
+            columns,
+            inputs,
+            inputs,
+            (plan.tile.columns() / 2) as u32,
+            BK,
+        )?,
         width: [columns as u32, 0, 0],
         ..shape(&plan, rows, columns, inputs)
     };
@@ -381,7 +495,14 @@ fn launch(l: &impl Launcher, op: &str, plan: &Plan, p: &Params) -> Result<(), La
         (_, Tile::Pair256) => "gemm_hopper_backward_pair256",
         (_, Tile::Single128) => "gemm_hopper_backward_128",
     };
-    l.launch(Kernel { family: FAMILY, name }, plan.geometry(), p)
+    l.launch(
+        Kernel {
+            family: FAMILY,
+            name,
+        },
+        plan.geometry(),
+        p,
+    )
 }
 
 #[cfg(test)]
@@ -398,13 +519,21 @@ mod tests {
 
     #[test]
     fn every_tile_is_visited_once() {
-        for (rows, depth, widths) in [(1, 64, [8, 0, 0]), (16384, 2048, [2048, 256, 256]), (1000, 11008, [2048, 0, 0]), (700, 4096, [136, 264, 8])] {
+        for (rows, depth, widths) in [
+            (1, 64, [8, 0, 0]),
+            (16384, 2048, [2048, 256, 256]),
+            (1000, 11008, [2048, 0, 0]),
+            (700, 4096, [136, 264, 8]),
+        ] {
             for tile in Tile::ALL {
                 let plan = Plan::new(tile, 132, rows, depth, &widths, 1);
                 let mut seen = vec![false; plan.tiles_m * plan.tiles_n];
                 for t in 0..seen.len() {
                     let (m, n) = place(&plan, t);
-                    assert!(!std::mem::replace(&mut seen[m * plan.tiles_n + n], true), "{plan:?} {t}");
+                    assert!(
+                        !std::mem::replace(&mut seen[m * plan.tiles_n + n], true),
+                        "{plan:?} {t}"
+                    );
                 }
             }
         }
@@ -414,13 +543,11 @@ mod tests {
     fn big_products_take_pairs_and_small_ones_do_not() {
         let best = |rows, widths: &[usize]| Plan::best(None, 132, rows, 2048, widths, 1);
         let qkv = best(16384, &[2048, 256, 256]);
-        assert_eq!((qkv.tile, qkv.tiles_m, qkv.tiles_n, qkv.group, qkv.clusters), (Tile::Pair256, 64, 10, 16, 66));
+        assert_eq!(
+            (qkv.tile, qkv.tiles_m, qkv.tiles_n, qkv.group, qkv.clusters),
+            (Tile::Pair256, 64, 10, 16, 66)
+        );
         assert_eq!(qkv.geometry().grid, [132, 1, 1]);
         assert_eq!(best(300, &[576, 192, 192]).tile, Tile::Single128);
-    }
-
-    #[test]
-    fn shared_memory_fits() {
-        assert!(SHARED <= 232_448);
     }
 }

@@ -153,7 +153,7 @@ fn units_of(group: &Group, member: usize, streams: [u32; MEMBERS]) -> impl Itera
 }
 
 fn check(group: &Group) -> Result<(), LaunchError> {
-    if group.rank % 16 != 0 || group.rank > 128 || group.inputs % 8 != 0 {
+    if !group.rank.is_multiple_of(16) || group.rank > 128 || !group.inputs.is_multiple_of(8) {
         return Err(LaunchError::Unsupported(format!(
             "adapters of padded rank {} over {} inputs: ranks are multiples of 16 up to 128, inputs of 8",
             group.rank, group.inputs
@@ -221,7 +221,8 @@ fn down_geometry(rows: usize, units: usize, gpu: &Gpu) -> (bool, Geometry) {
     let blocks = units.div_ceil(UNITS);
     let units = units.min(UNITS);
     let tall = ring(STAGES, DOWN_DEPTH, 2 * UNIT, units);
-    let idle = rows.div_ceil(2 * UNIT) * blocks * 2 <= gpu.multiprocessors as usize;
+    // One unit's blocks have 4 warps: two short ones an SM hide each other's waits.
+    let idle = units == 1 || rows.div_ceil(2 * UNIT) * blocks * 2 <= gpu.multiprocessors as usize;
     let short = idle || tall > gpu.shared_per_block;
     let (tile, shared) = match short {
         true => (UNIT, ring(SHORT_STAGES, DOWN_DEPTH, UNIT, units)),
@@ -290,12 +291,13 @@ fn splits(group: &Group) -> (usize, usize) {
     let units = group.low() / group.rank.max(1) * group.rank.div_ceil(UNIT);
     let tiles_a = group.inputs.div_ceil(COLUMNS) * units.div_ceil(UNITS);
     let tiles_b: usize = group.outputs.iter().map(|n| n.div_ceil(COLUMNS)).sum();
-    let fill = |units: usize, tiles: usize| {
-        let blocks = 528 / units.clamp(1, UNITS + 1);
-        (blocks / tiles.max(1)).clamp(1, most)
-    };
-    let blocks_a = if units >= UNITS { UNITS + 1 } else { units };
-    (fill(blocks_a, tiles_a), fill(group.rank.div_ceil(UNIT), tiles_b))
+    let fill = |tiles: usize, blocks: usize| (blocks / tiles.max(1)).clamp(1, most);
+    // Blocks of one, two or three units; of three only one fits an SM.
+    let blocks = |units: usize| [528, 264, 132][units.clamp(1, UNITS) - 1];
+    (
+        fill(tiles_a, blocks(units)),
+        fill(tiles_b, blocks(group.rank.div_ceil(UNIT))),
+    )
 }
 
 /// f32 elements of scratch that [`grads`] needs.
@@ -546,10 +548,7 @@ mod tests {
         assert_eq!(splits(&qkv(16384, 64)), (16, 16));
         assert_eq!(splits(&qkv(100, 64)), (1, 1));
         let group = qkv(16384, 64);
-        assert_eq!(
-            scratch_len(&group),
-            16 * 128 * 2048 + 16 * 2560 * 64
-        );
+        assert_eq!(scratch_len(&group), 16 * 128 * 2048 + 16 * 2560 * 64);
     }
 
     #[test]

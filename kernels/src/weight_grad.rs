@@ -78,11 +78,17 @@ fn splits(shape: Shape) -> usize {
     let tiles = shape.m.div_ceil(LARGE) * shape.n.div_ceil(COLUMNS);
     let nanoseconds = |parts: usize| {
         let waves = (tiles * parts).div_ceil(FILL);
-        let sums = if parts == 1 { 0 } else { parts * shape.m * shape.n * 8 / 2500 };
+        let sums = if parts == 1 {
+            0
+        } else {
+            parts * shape.m * shape.n * 8 / 2500
+        };
         waves * (shape.rows / parts) * 216 / 10 + sums
     };
     let most = shape.rows.div_ceil(512).clamp(1, 16);
-    (1..=most).min_by_key(|parts| nanoseconds(*parts)).unwrap_or(1)
+    (1..=most)
+        .min_by_key(|parts| nanoseconds(*parts))
+        .unwrap_or(1)
 }
 
 /// The kernel, the rows of its tile, and the launch.
@@ -180,7 +186,7 @@ pub fn bias_grad(
     out: Ptr<f32>,
     scratch: Ptr<f32>,
 ) -> Result<(), LaunchError> {
-    if columns % 8 != 0 {
+    if !columns.is_multiple_of(8) {
         return Err(LaunchError::Unsupported(format!(
             "a bias gradient of {columns} columns: a multiple of 8 is needed"
         )));
@@ -225,11 +231,17 @@ mod tests {
     fn only_small_gradients_of_long_batches_are_split() {
         let shape = |rows, m, n| Shape { rows, m, n };
         assert_eq!(splits(shape(16384, 22016, 2048)), 1);
-        assert!(splits(shape(16384, 2560, 2048)) > 1, "320 tiles are 1.2 waves");
+        assert!(
+            splits(shape(16384, 2560, 2048)) > 1,
+            "320 tiles are 1.2 waves"
+        );
         assert!(splits(shape(16384, 256, 2048)) > 4);
         assert_eq!(splits(shape(600, 32, 32)), 2);
         let (name, _, launch) = geometry(shape(16384, 22016, 2048), 1);
-        assert_eq!((name, launch.grid, launch.block), ("weight_grad_tall", [1376, 1, 1], 256));
+        assert_eq!(
+            (name, launch.grid, launch.block),
+            ("weight_grad_tall", [1376, 1, 1], 256)
+        );
         assert_eq!(launch.shared, 96 << 10);
         assert_eq!(scratch_len(shape(16384, 22016, 2048)), 0);
     }

@@ -1,315 +1,23 @@
 //! The Hopper matrix products against f64: descriptors of either majorness, adapters, epilogues, dropout, tails, determinism.
 #![allow(clippy::unwrap_used)]
 
+#[path = "gemm_hopper/cases.rs"]
+mod cases;
 #[path = "gpu/mod.rs"]
 mod gpu;
 
-use gpu::{Random, f64s, gpu, poisoned, poisoned_f32};
+use cases::{
+    Case, Kind, TILES, backward_case, forward_case, group, hopper, plain_case, run_backward,
+    run_forward,
+};
+use gpu::{Random, poisoned};
 use half::bf16;
 use medft_kernels::Ptr;
-use medft_kernels::device::{Buffer, Device};
-use medft_kernels::gemm_hopper::{self, Plain, Product, Tile};
-use medft_kernels::linear::{Backward, Dropout, Epilogue, Forward, Group, LowBackward, LowForward, NO_LOW, StepState};
+use medft_kernels::gemm_hopper::{self, Tile};
+use medft_kernels::linear::{
+    Backward, Dropout, Epilogue, Forward, LowBackward, LowForward, StepState,
+};
 use proptest::prelude::*;
-
-const TILES: [Tile; 2] = [Tile::Pair256, Tile::Single128];
-/// Half a unit in the last place of bf16, relative to the smallest number of a binade.
-const HALF_ULP: f64 = 1.0 / 256.0;
-const F32_ULP: f64 = 1.0 / 16_777_216.0;
-/// Elements compared in a case, at most.
-const SAMPLE: usize = 12_000;
-
-fn hopper() -> Option<&'static Device> {
-    gpu().filter(|d| medft_kernels::Launcher::gpu(*d).hopper)
-}
-
-/// A value and how far f32 sums may be from it.
-#[derive(Clone, Copy)]
-struct Sum {
-    value: f64,
-    slack: f64,
-}
-
-/// Dot products in f64; the bound is that of a sum of `n` f32 terms, twice.
-#[derive(Default)]
-struct Dots {
-    value: f64,
-    magnitude: f64,
-    terms: usize,
-}
-
-impl Dots {
-    fn add(&mut self, pairs: impl Iterator<Item = (f64, f64)>) {
-        for (a, b) in pairs {
-            self.value += a * b;
-            self.magnitude += (a * b).abs();
-            self.terms += 1;
-        }
-    }
-    fn sum(&self) -> Sum {
-        Sum {
-            value: self.value,
-            slack: 2.0 * self.terms as f64 * F32_ULP * self.magnitude,
-        }
-    }
-}
-
-/// Elements to compare: all, or a sample with the edges in it.
-fn places(random: &mut Random, rows: usize, columns: usize) -> Vec<(usize, usize)> {
-    if rows * columns <= SAMPLE {
-        return (0..rows * columns).map(|i| (i / columns, i % columns)).collect();
-    }
-    (0..SAMPLE)
-        .map(|i| match i % 8 {
-            0 => (rows - 1 - random.below(rows.min(3)), random.below(columns)),
-            1 => (random.below(rows), columns - 1 - random.below(columns.min(9))),
-            _ => (random.below(rows), random.below(columns)),
-        })
-        .collect()
-}
-
-fn compare(what: &str, got: &[bf16], columns: usize, at: &[(usize, usize)], want: impl Fn(usize, usize) -> Sum) {
-    let got: Vec<f64> = at.iter().map(|(r, c)| got[r * columns + c].to_f64()).collect();
-    check(what, &got, at, HALF_ULP, 2.5e-3, want);
-}
-
-fn check(what: &str, got: &[f64], at: &[(usize, usize)], rounding: f64, frobenius: f64, want: impl Fn(usize, usize) -> Sum) {
-    let sums: Vec<Sum> = at.iter().map(|(r, c)| want(*r, *c)).collect();
-    let values: Vec<f64> = sums.iter().map(|s| s.value).collect();
-    let bound = |i: usize| sums[i].slack + rounding * (sums[i].value.abs() + sums[i].slack) + 1e-30;
-    if let Some(i) = (0..got.len()).find(|&i| !((got[i] - values[i]).abs() <= bound(i))) {
-        let wrong: Vec<(usize, usize)> = (0..got.len()).filter(|&i| !((got[i] - values[i]).abs() <= bound(i))).map(|i| at[i]).collect();
-        let some: Vec<_> = wrong.iter().step_by(wrong.len().div_ceil(12)).collect();
-        panic!(
-            "{what}: {} of {} wrong; first {:?}: got {} wanted {} bound {}; some of them {some:?}",
-            wrong.len(),
-            got.len(),
-            at[i],
-            got[i],
-            values[i],
-            bound(i)
-        );
-    }
-    let relative = gpu::relative(got, &values);
-    assert!(got.len() < 200 || relative <= frobenius, "{what}: relative error {relative}");
-}
-
-/// A buffer of `rows` + 1 rows, whose last must stay poisoned.
-struct Output(Buffer<bf16>, usize);
-
-impl Output {
-    fn new(d: &Device, rows: usize, columns: usize) -> Self {
-        Output(poisoned(d, (rows + 1) * columns), columns)
-    }
-    fn read(&self, what: &str) -> Vec<bf16> {
-        let mut all = self.0.download().unwrap();
-        let guard = all.split_off(all.len() - self.1);
-        assert!(guard.iter().all(|v| v.to_bits() == 0xffff), "{what}: written past the last row");
-        all
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Kind {
-    None,
-    Residual,
-    Rope { head_dim: usize, rotated: usize },
-    SwiGlu,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Case {
-    group: Group,
-    bias: bool,
-    kind: Kind,
-    seed: u64,
-}
-
-fn group(rows: usize, inputs: usize, outputs: [usize; 3], rank: usize, adapted: [bool; 3]) -> Group {
-    let mut next = 0;
-    let low_at = adapted.map(|yes| {
-        if !yes || rank == 0 {
-            return NO_LOW;
-        }
-        next += 1;
-        (next - 1) * rank as u32
-    });
-    Group { rows, inputs, outputs, low_at, rank }
-}
-
-fn member(g: &Group, column: usize) -> usize {
-    let mut end = 0;
-    (0..3).find(|&m| (end, column < end + g.outputs[m]) == (end, true) || { end += g.outputs[m]; false }).unwrap()
-}
-
-fn run_forward(d: &Device, c: &Case) {
-    for tile in TILES {
-        forward_case(d, c, tile);
-    }
-}
-
-fn forward_case(d: &Device, c: &Case, tile: Tile) {
-    let what = format!("{c:?} {tile:?}");
-    let (g, mut random) = (c.group, Random(c.seed));
-    let (rows, inputs, columns, low) = (g.rows, g.inputs, g.columns(), g.low());
-    let x = random.bf16s(rows * inputs, 1.0);
-    let w = random.bf16s(columns * inputs, 1.0 / (inputs as f64).sqrt());
-    let (h, b) = (random.bf16s(rows * low, 1.0), random.bf16s(columns * g.rank, 0.3));
-    let bias = random.f32s(columns, 0.5);
-    let residual = random.bf16s(rows * columns, 2.0);
-    let positions: Vec<u32> = (0..rows).map(|_| random.below(300) as u32).collect();
-    let head_dim = if let Kind::Rope { head_dim, .. } = c.kind { head_dim } else { 32 };
-    let angles: Vec<f64> = (0..300 * head_dim / 2).map(|_| random.unit() * 7.0).collect();
-    let table: Vec<f32> = angles.iter().flat_map(|a| [a.cos() as f32, a.sin() as f32]).collect();
-    let up = |v: &[bf16]| d.upload(v).unwrap();
-    let (dx, dw, dh, db, dres) = (up(&x), up(&w), up(&h), up(&b), up(&residual));
-    let (dbias, dtable, dpositions) = (d.upload(&bias).unwrap(), d.upload(&table).unwrap(), d.upload(&positions).unwrap());
-    let (y, hidden) = (Output::new(d, rows, columns), Output::new(d, rows, columns / 2));
-    let f = Forward {
-        group: g,
-        x: dx.ptr(),
-        weight: dw.ptr(),
-        bias: if c.bias { dbias.ptr() } else { Ptr::NULL },
-        low: (low > 0).then(|| LowForward { low: dh.ptr(), b: db.ptr() }),
-        epilogue: match c.kind {
-            Kind::None => Epilogue::None,
-            Kind::Residual => Epilogue::Residual(dres.ptr()),
-            Kind::Rope { head_dim, rotated } => Epilogue::Rope { table: dtable.ptr(), positions: dpositions.ptr(), head_dim, rotated },
-            Kind::SwiGlu => Epilogue::SwiGlu(hidden.0.ptr()),
-        },
-        y: y.0.ptr(),
-    };
-    gemm_hopper::forward_with(d, &f, Some(tile)).unwrap();
-    d.synchronize().unwrap_or_else(|e| panic!("{what}: {e}"));
-    let (x, w, h, b, residual) = (f64s(&x), f64s(&w), f64s(&h), f64s(&b), f64s(&residual));
-    let sum = |r: usize, n: usize| -> Sum {
-        let mut dots = Dots::default();
-        dots.add((0..inputs).map(|k| (x[r * inputs + k], w[n * inputs + k])));
-        let m = member(&g, n);
-        if low > 0 && g.low_at[m] != NO_LOW {
-            let at = g.low_at[m] as usize;
-            dots.add((0..g.rank).map(|k| (h[r * low + at + k], b[n * g.rank + k])));
-        }
-        if c.bias {
-            dots.add([(f64::from(bias[n]), 1.0)].into_iter());
-        }
-        if c.kind == Kind::Residual {
-            dots.add([(residual[r * columns + n], 1.0)].into_iter());
-        }
-        dots.sum()
-    };
-    let at = places(&mut random, rows, columns);
-    compare(&what, &y.read(&what), columns, &at, |r, n| match c.kind {
-        Kind::Rope { head_dim, rotated } if n < rotated * head_dim => {
-            let (head, i) = (n / head_dim * head_dim, n % head_dim % (head_dim / 2));
-            let (p, q) = (sum(r, head + i), sum(r, head + i + head_dim / 2));
-            let at = positions[r] as usize * head_dim + 2 * i;
-            let (cos, sin) = (f64::from(table[at]), f64::from(table[at + 1]));
-            let value = if n % head_dim < head_dim / 2 { p.value * cos - q.value * sin } else { q.value * cos + p.value * sin };
-            Sum { value, slack: p.slack + q.slack + 4.0 * F32_ULP * (p.value.abs() + q.value.abs()) }
-        }
-        _ => sum(r, n),
-    });
-    if c.kind == Kind::SwiGlu {
-        let half = columns / 2;
-        compare(&format!("h of {what}"), &hidden.read(&what), half, &places(&mut random, rows, half), |r, n| {
-            let (gate, up) = (sum(r, n), sum(r, half + n));
-            let silu = gate.value / (1.0 + (-gate.value).exp());
-            let value = silu * up.value;
-            Sum { value, slack: 1.1 * gate.slack * up.value.abs() + silu.abs() * up.slack + 64.0 * F32_ULP * value.abs() }
-        });
-    }
-}
-
-fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
-    let ([mut a, mut b, mut c, mut d], [mut k, mut l]) = (counter, key);
-    for _ in 0..10 {
-        let (p, q) = (0xD251_1F53 * u64::from(a), 0xCD9E_8D57 * u64::from(c));
-        (a, b, c, d) = ((q >> 32) as u32 ^ b ^ k, q as u32, (p >> 32) as u32 ^ d ^ l, p as u32);
-        (k, l) = (k.wrapping_add(0x9E37_79B9), l.wrapping_add(0xBB67_AE85));
-    }
-    [a, b, c, d]
-}
-
-/// `dropout_uniforms` of `prim/philox.cuh`, one element.
-fn uniform(s: &StepState, stream: u32, row: usize, column: usize) -> u32 {
-    let token = s.first_token + row as u64;
-    let (block, j, q, half) = (column / 32, column % 32 / 8, column % 8 / 2, column % 2);
-    let key = [s.seed as u32 ^ s.step as u32, (s.seed >> 32) as u32 ^ (s.step >> 32) as u32 ^ stream.rotate_left(16)];
-    let words = philox([token as u32, (token >> 32) as u32 ^ s.step as u32, (4 * block + q) as u32, stream], key);
-    words[j] >> (16 * half) & 0xffff
-}
-
-fn run_backward(d: &Device, g: Group, p: f64, seed: u64) {
-    for tile in TILES {
-        backward_case(d, g, p, seed, tile);
-    }
-}
-
-fn backward_case(d: &Device, g: Group, p: f64, seed: u64, tile: Tile) {
-    let what = format!("backward {g:?} p {p} seed {seed} {tile:?}");
-    let mut random = Random(seed);
-    let (rows, inputs, columns, low) = (g.rows, g.inputs, g.columns(), g.low());
-    let dy = random.bf16s(rows * columns, 1.0);
-    let w = random.bf16s(columns * inputs, 1.0 / (columns as f64).sqrt());
-    let (gr, a) = (random.bf16s(rows * low, 1.0), random.bf16s(low * inputs, 0.3));
-    let state = StepState { seed: 0x0123_4567_89ab_cdef, step: 77, first_token: (1 << 32) - 5, reserved: 0 };
-    let mut dropout = Dropout { threshold: (p * 65536.0).round() as u32, keep_scale: (1.0 / (1.0 - p)) as f32, state: Ptr::NULL, streams: [11, 5, 1 << 20] };
-    let up = |v: &[bf16]| d.upload(v).unwrap();
-    let (ddy, dw, dg, da) = (up(&dy), up(&w), up(&gr), up(&a));
-    let dstate = d.upload(&[state]).unwrap();
-    dropout.state = dstate.ptr();
-    let dx = Output::new(d, rows, inputs);
-    let b = Backward {
-        group: g,
-        dy: ddy.ptr(),
-        weight: dw.ptr(),
-        low: (low > 0).then(|| LowBackward { g: dg.ptr(), a: da.ptr(), dropout: (p > 0.0).then_some(dropout) }),
-        dx: dx.0.ptr(),
-    };
-    gemm_hopper::backward_with(d, &b, Some(tile)).unwrap();
-    d.synchronize().unwrap_or_else(|e| panic!("{what}: {e}"));
-    let (dy, w, gr, a) = (f64s(&dy), f64s(&w), f64s(&gr), f64s(&a));
-    let at = places(&mut random, rows, inputs);
-    compare(&what, &dx.read(&what), inputs, &at, |r, c| {
-        let mut dots = Dots::default();
-        dots.add((0..columns).map(|n| (dy[r * columns + n], w[n * inputs + c])));
-        for m in 0..3 {
-            if low == 0 || g.low_at[m] == NO_LOW || (p > 0.0 && uniform(&state, dropout.streams[m], r, c) < dropout.threshold) {
-                continue;
-            }
-            let scale = if p > 0.0 { f64::from(dropout.keep_scale) } else { 1.0 };
-            let first = g.low_at[m] as usize;
-            dots.add((first..first + g.rank).map(|k| (gr[r * low + k] * scale, a[k * inputs + c])));
-        }
-        dots.sum()
-    });
-}
-
-fn plain_case(d: &Device, rows: usize, inputs: usize, outputs: usize, tile: Tile, seed: u64) {
-    let what = format!("plain {rows} x {inputs} x {outputs} {tile:?}");
-    let mut random = Random(seed);
-    let (x, w) = (random.bf16s(rows * inputs, 1.0), random.bf16s(outputs * inputs, 1.0 / (inputs as f64).sqrt()));
-    let (dx, dw) = (d.upload(&x).unwrap(), d.upload(&w).unwrap());
-    let (narrow, wide) = (Output::new(d, rows, outputs), poisoned_f32(d, rows * outputs + 64));
-    for y in [Product::Bf16(narrow.0.ptr()), Product::F32(wide.ptr())] {
-        let plain = Plain { rows, inputs, outputs, x: dx.ptr(), weight: dw.ptr(), y };
-        gemm_hopper::plain_nt_with(d, &plain, Some(tile)).unwrap();
-    }
-    d.synchronize().unwrap_or_else(|e| panic!("{what}: {e}"));
-    let (x, w) = (f64s(&x), f64s(&w));
-    let sum = |r: usize, n: usize| {
-        let mut dots = Dots::default();
-        dots.add((0..inputs).map(|k| (x[r * inputs + k], w[n * inputs + k])));
-        dots.sum()
-    };
-    let at = places(&mut random, rows, outputs);
-    compare(&what, &narrow.read(&what), outputs, &at, sum);
-    let wide = wide.download().unwrap();
-    assert!(wide[rows * outputs..].iter().all(|v| v.is_nan()), "{what}: written past the end");
-    let got: Vec<f64> = at.iter().map(|(r, c)| f64::from(wide[r * outputs + c])).collect();
-    check(&what, &got, &at, 0.0, 3e-5, sum);
-}
 
 const PLAIN: [bool; 3] = [false; 3];
 
@@ -317,8 +25,26 @@ const PLAIN: [bool; 3] = [false; 3];
 fn a1_one_tile_k_major() {
     let Some(d) = hopper() else { return };
     for tile in [Tile::Single128, Tile::Pair256] {
-        forward_case(d, &Case { group: group(128, 64, [128, 0, 0], 0, PLAIN), bias: false, kind: Kind::None, seed: 1 }, tile);
-        forward_case(d, &Case { group: group(256, 256, [256, 0, 0], 0, PLAIN), bias: false, kind: Kind::None, seed: 2 }, tile);
+        forward_case(
+            d,
+            &Case {
+                group: group(128, 64, [128, 0, 0], 0, PLAIN),
+                bias: false,
+                kind: Kind::None,
+                seed: 1,
+            },
+            tile,
+        );
+        forward_case(
+            d,
+            &Case {
+                group: group(256, 256, [256, 0, 0], 0, PLAIN),
+                bias: false,
+                kind: Kind::None,
+                seed: 2,
+            },
+            tile,
+        );
     }
 }
 
@@ -335,8 +61,21 @@ fn a2_one_tile_n_major() {
 fn b1_rows_around_the_tile() {
     let Some(d) = hopper() else { return };
     for rows in [1, 63, 64, 65, 127, 128, 129, 255, 256, 257, 521] {
-        run_forward(d, &Case { group: group(rows, 200, [264, 0, 0], 0, PLAIN), bias: true, kind: Kind::None, seed: rows as u64 });
-        run_backward(d, group(rows, 264, [136, 64, 0], 16, [true, false, false]), 0.0, rows as u64);
+        run_forward(
+            d,
+            &Case {
+                group: group(rows, 200, [264, 0, 0], 0, PLAIN),
+                bias: true,
+                kind: Kind::None,
+                seed: rows as u64,
+            },
+        );
+        run_backward(
+            d,
+            group(rows, 264, [136, 64, 0], 16, [true, false, false]),
+            0.0,
+            rows as u64,
+        );
     }
 }
 
@@ -344,8 +83,21 @@ fn b1_rows_around_the_tile() {
 fn b2_columns_around_the_tile() {
     let Some(d) = hopper() else { return };
     for columns in [8, 56, 64, 72, 120, 128, 136, 248, 256, 264, 520] {
-        run_forward(d, &Case { group: group(70, 72, [columns, 40, columns], 0, PLAIN), bias: true, kind: Kind::Residual, seed: columns as u64 });
-        run_backward(d, group(70, columns, [40, 0, 24], 0, PLAIN), 0.0, columns as u64);
+        run_forward(
+            d,
+            &Case {
+                group: group(70, 72, [columns, 40, columns], 0, PLAIN),
+                bias: true,
+                kind: Kind::Residual,
+                seed: columns as u64,
+            },
+        );
+        run_backward(
+            d,
+            group(70, columns, [40, 0, 24], 0, PLAIN),
+            0.0,
+            columns as u64,
+        );
     }
 }
 
@@ -353,13 +105,32 @@ fn b2_columns_around_the_tile() {
 fn c_many_tiles_a_block() {
     let Some(d) = hopper() else { return };
     // More tiles than 132 blocks: the ring's phases and the raster groups go on over tiles.
-    run_forward(d, &Case { group: group(3000, 448, [2048, 256, 256], 64, [true; 3]), bias: true, kind: Kind::None, seed: 5 });
-    run_forward(d, &Case { group: group(3000, 448, [4096, 0, 0], 16, [true, false, false]), bias: false, kind: Kind::Residual, seed: 6 });
+    run_forward(
+        d,
+        &Case {
+            group: group(3000, 448, [2048, 256, 256], 64, [true; 3]),
+            bias: true,
+            kind: Kind::None,
+            seed: 5,
+        },
+    );
+    run_forward(
+        d,
+        &Case {
+            group: group(3000, 448, [4096, 0, 0], 16, [true, false, false]),
+            bias: false,
+            kind: Kind::Residual,
+            seed: 6,
+        },
+    );
     run_backward(d, group(3000, 4096, [448, 64, 0], 64, [true; 3]), 0.0, 7);
 }
 
 fn ranks() -> impl Strategy<Value = (usize, [bool; 3])> {
-    (prop::sample::select(vec![16usize, 32, 48, 64, 80, 96, 128]), any::<[bool; 3]>())
+    (
+        prop::sample::select(vec![16usize, 32, 48, 64, 80, 96, 128]),
+        any::<[bool; 3]>(),
+    )
 }
 
 fn width() -> impl Strategy<Value = usize> {
@@ -367,7 +138,12 @@ fn width() -> impl Strategy<Value = usize> {
 }
 
 fn config() -> ProptestConfig {
-    ProptestConfig { cases: 16, failure_persistence: None, rng_seed: proptest::test_runner::RngSeed::Fixed(20_261_124), ..ProptestConfig::default() }
+    ProptestConfig {
+        cases: 16,
+        failure_persistence: None,
+        rng_seed: proptest::test_runner::RngSeed::Fixed(20_261_124),
+        ..ProptestConfig::default()
+    }
 }
 
 proptest! {
@@ -427,12 +203,60 @@ fn g_real_widths() {
     // Qwen2.5-3B's qkv, gate and up, down; SmolLM2-135M's qkv (head_dim 64).
     let rope = |head_dim, rotated| Kind::Rope { head_dim, rotated };
     let all = [true; 3];
-    forward_case(d, &Case { group: group(300, 2048, [2048, 256, 256], 64, all), bias: true, kind: rope(128, 18), seed: 1 }, Tile::Pair256);
-    forward_case(d, &Case { group: group(300, 2048, [11008, 11008, 0], 64, [true, true, false]), bias: false, kind: Kind::SwiGlu, seed: 2 }, Tile::Pair256);
-    forward_case(d, &Case { group: group(300, 11008, [2048, 0, 0], 64, [true, false, false]), bias: false, kind: Kind::Residual, seed: 3 }, Tile::Pair256);
-    forward_case(d, &Case { group: group(300, 576, [576, 192, 192], 16, all), bias: false, kind: rope(64, 12), seed: 4 }, Tile::Single128);
-    backward_case(d, group(300, 2048, [2048, 256, 256], 64, all), 0.1, 5, Tile::Pair256);
-    backward_case(d, group(300, 2048, [11008, 11008, 0], 64, [true, true, false]), 0.0, 6, Tile::Pair256);
+    forward_case(
+        d,
+        &Case {
+            group: group(300, 2048, [2048, 256, 256], 64, all),
+            bias: true,
+            kind: rope(128, 18),
+            seed: 1,
+        },
+        Tile::Pair256,
+    );
+    forward_case(
+        d,
+        &Case {
+            group: group(300, 2048, [11008, 11008, 0], 64, [true, true, false]),
+            bias: false,
+            kind: Kind::SwiGlu,
+            seed: 2,
+        },
+        Tile::Pair256,
+    );
+    forward_case(
+        d,
+        &Case {
+            group: group(300, 11008, [2048, 0, 0], 64, [true, false, false]),
+            bias: false,
+            kind: Kind::Residual,
+            seed: 3,
+        },
+        Tile::Pair256,
+    );
+    forward_case(
+        d,
+        &Case {
+            group: group(300, 576, [576, 192, 192], 16, all),
+            bias: false,
+            kind: rope(64, 12),
+            seed: 4,
+        },
+        Tile::Single128,
+    );
+    backward_case(
+        d,
+        group(300, 2048, [2048, 256, 256], 64, all),
+        0.1,
+        5,
+        Tile::Pair256,
+    );
+    backward_case(
+        d,
+        group(300, 2048, [11008, 11008, 0], 64, [true, true, false]),
+        0.0,
+        6,
+        Tile::Pair256,
+    );
     plain_case(d, 300, 2048, 18_992, Tile::Pair256, 7);
 }
 
@@ -442,33 +266,99 @@ fn h_twenty_runs_are_equal() {
     let g = group(1030, 520, [1024, 256, 264], 32, [true; 3]);
     let mut random = Random(9);
     let columns = g.columns();
-    let (x, w) = (d.upload(&random.bf16s(g.rows * g.inputs, 1.0)).unwrap(), d.upload(&random.bf16s(columns * g.inputs, 0.05)).unwrap());
-    let (h, b) = (d.upload(&random.bf16s(g.rows * g.low(), 1.0)).unwrap(), d.upload(&random.bf16s(columns * g.low(), 0.1)).unwrap());
+    let (x, w) = (
+        d.upload(&random.bf16s(g.rows * g.inputs, 1.0)).unwrap(),
+        d.upload(&random.bf16s(columns * g.inputs, 0.05)).unwrap(),
+    );
+    let (h, b) = (
+        d.upload(&random.bf16s(g.rows * g.low(), 1.0)).unwrap(),
+        d.upload(&random.bf16s(columns * g.low(), 0.1)).unwrap(),
+    );
     let res = d.upload(&random.bf16s(g.rows * columns, 1.0)).unwrap();
-    let state = d.upload(&[StepState { seed: 3, step: 4, first_token: 5, reserved: 0 }]).unwrap();
+    let state = d
+        .upload(&[StepState {
+            seed: 3,
+            step: 4,
+            first_token: 5,
+            reserved: 0,
+        }])
+        .unwrap();
     let mut different = Vec::new();
     for tile in TILES {
         for op in ["plain", "residual", "backward", "dropout"] {
             let mut first: Option<Vec<bf16>> = None;
-            let width = if ["plain", "residual"].contains(&op) { columns } else { g.inputs };
+            let width = if ["plain", "residual"].contains(&op) {
+                columns
+            } else {
+                g.inputs
+            };
             for run in 0..20 {
                 let out = poisoned(d, g.rows * width);
                 if op == "plain" || op == "residual" {
-                    let epilogue = if op == "plain" { Epilogue::None } else { Epilogue::Residual(res.ptr()) };
-                    let low = Some(LowForward { low: h.ptr(), b: b.ptr() });
-                    let f = Forward { group: g, x: x.ptr(), weight: w.ptr(), bias: Ptr::NULL, low, epilogue, y: out.ptr() };
+                    let epilogue = if op == "plain" {
+                        Epilogue::None
+                    } else {
+                        Epilogue::Residual(res.ptr())
+                    };
+                    let low = Some(LowForward {
+                        low: h.ptr(),
+                        b: b.ptr(),
+                    });
+                    let f = Forward {
+                        group: g,
+                        x: x.ptr(),
+                        weight: w.ptr(),
+                        bias: Ptr::NULL,
+                        low,
+                        epilogue,
+                        y: out.ptr(),
+                    };
                     gemm_hopper::forward_with(d, &f, Some(tile)).unwrap();
                 } else {
-                    let drop = Dropout { threshold: 6554, keep_scale: 1.1, state: state.ptr(), streams: [1, 2, 3] };
-                    let low = Some(LowBackward { g: h.ptr(), a: b.ptr(), dropout: (op == "dropout").then_some(drop) });
-                    gemm_hopper::backward_with(d, &Backward { group: g, dy: res.ptr(), weight: w.ptr(), low, dx: out.ptr() }, Some(tile)).unwrap();
+                    let drop = Dropout {
+                        threshold: 6554,
+                        keep_scale: 1.1,
+                        state: state.ptr(),
+                        streams: [1, 2, 3],
+                    };
+                    let low = Some(LowBackward {
+                        g: h.ptr(),
+                        a: b.ptr(),
+                        dropout: (op == "dropout").then_some(drop),
+                    });
+                    gemm_hopper::backward_with(
+                        d,
+                        &Backward {
+                            group: g,
+                            dy: res.ptr(),
+                            weight: w.ptr(),
+                            low,
+                            dx: out.ptr(),
+                        },
+                        Some(tile),
+                    )
+                    .unwrap();
                 }
                 let got = out.download().unwrap();
                 if let Some(first) = &first {
-                    let at: Vec<_> = (0..got.len()).filter(|&i| got[i].to_bits() != first[i].to_bits()).collect();
+                    let at: Vec<_> = (0..got.len())
+                        .filter(|&i| got[i].to_bits() != first[i].to_bits())
+                        .collect();
                     if let Some(&i) = at.first() {
-                        let (rows, some): (std::collections::BTreeSet<_>, Vec<_>) = (at.iter().map(|i| i / width).collect(), at.iter().step_by(at.len().div_ceil(10)).map(|i| (i / width, i % width)).collect());
-                        different.push(format!("{op} {tile:?} run {run}: {} elements in {} rows, {} was {}; {some:?}", at.len(), rows.len(), got[i], first[i]));
+                        let (rows, some): (std::collections::BTreeSet<_>, Vec<_>) = (
+                            at.iter().map(|i| i / width).collect(),
+                            at.iter()
+                                .step_by(at.len().div_ceil(10))
+                                .map(|i| (i / width, i % width))
+                                .collect(),
+                        );
+                        different.push(format!(
+                            "{op} {tile:?} run {run}: {} elements in {} rows, {} was {}; {some:?}",
+                            at.len(),
+                            rows.len(),
+                            got[i],
+                            first[i]
+                        ));
                     }
                 }
                 first.get_or_insert(got);

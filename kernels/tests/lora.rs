@@ -102,16 +102,34 @@ impl Adapters {
     }
 
     fn factor(&self, member: usize, row: usize, column: usize) -> f64 {
-        self.masks.as_ref().map_or(1.0, |m| m.factor(member, row, column))
+        self.masks
+            .as_ref()
+            .map_or(1.0, |m| m.factor(member, row, column))
     }
 
     fn down(&self, device: &Device) -> Vec<bf16> {
         let g = &self.group;
-        let (x, a) = (device.upload(&self.x).unwrap(), device.upload(&self.a).unwrap());
+        let (x, a) = (
+            device.upload(&self.x).unwrap(),
+            device.upload(&self.a).unwrap(),
+        );
         let state = upload_state(device, self.masks.as_ref());
-        let dropout = self.masks.as_ref().zip(state.as_ref()).map(|(m, s)| m.dropout(s.ptr()));
+        let dropout = self
+            .masks
+            .as_ref()
+            .zip(state.as_ref())
+            .map(|(m, s)| m.dropout(s.ptr()));
         let low = poisoned(device, g.rows * g.low());
-        lora::down(device, g, x.ptr(), a.ptr(), self.scale, dropout.as_ref(), low.ptr()).unwrap();
+        lora::down(
+            device,
+            g,
+            x.ptr(),
+            a.ptr(),
+            self.scale,
+            dropout.as_ref(),
+            low.ptr(),
+        )
+        .unwrap();
         low.download().unwrap()
     }
 
@@ -136,7 +154,10 @@ impl Adapters {
 
     fn check_up_backward(&self, device: &Device, rows: &[usize]) {
         let g = &self.group;
-        let (dy, b) = (device.upload(&self.dy).unwrap(), device.upload(&self.b).unwrap());
+        let (dy, b) = (
+            device.upload(&self.dy).unwrap(),
+            device.upload(&self.b).unwrap(),
+        );
         let out = poisoned(device, g.rows * g.low());
         lora::up_backward(device, g, dy.ptr(), b.ptr(), self.scale, out.ptr()).unwrap();
         let got = out.download().unwrap();
@@ -145,7 +166,9 @@ impl Adapters {
             for &row in rows {
                 for r in 0..g.rank {
                     let (value, size) = sum((first..first + outputs).map(|o| {
-                        f64::from(self.scale) * self.dy[row * n + o].to_f64() * self.b[o * g.rank + r].to_f64()
+                        f64::from(self.scale)
+                            * self.dy[row * n + o].to_f64()
+                            * self.b[o * g.rank + r].to_f64()
                     }));
                     places.push((got[row * g.low() + at + r].to_f64(), value, size));
                 }
@@ -157,8 +180,14 @@ impl Adapters {
     /// Gradients (dA, dB) of each adapted member, added to `before`.
     fn grads(&self, device: &Device, before: f32) -> Vec<(Vec<f32>, Vec<f32>)> {
         let g = &self.group;
-        let (x, dy) = (device.upload(&self.x).unwrap(), device.upload(&self.dy).unwrap());
-        let (low, gr) = (device.upload(&self.low).unwrap(), device.upload(&self.g).unwrap());
+        let (x, dy) = (
+            device.upload(&self.x).unwrap(),
+            device.upload(&self.dy).unwrap(),
+        );
+        let (low, gr) = (
+            device.upload(&self.low).unwrap(),
+            device.upload(&self.g).unwrap(),
+        );
         let state = upload_state(device, self.masks.as_ref());
         let scratch = poisoned_f32(device, lora::scratch_len(g));
         let mut members = [None; 3];
@@ -179,7 +208,11 @@ impl Adapters {
             dy: dy.ptr(),
             low: low.ptr(),
             g: gr.ptr(),
-            dropout: self.masks.as_ref().zip(state.as_ref()).map(|(m, s)| m.dropout(s.ptr())),
+            dropout: self
+                .masks
+                .as_ref()
+                .zip(state.as_ref())
+                .map(|(m, s)| m.dropout(s.ptr())),
             members,
             scratch: scratch.ptr(),
         };
@@ -194,20 +227,32 @@ impl Adapters {
         let g = &self.group;
         let (before, low, n) = (0.5f32, g.low(), g.columns());
         let (mut of_a, mut of_b) = (Vec::new(), Vec::new());
-        for ((m, at, first, outputs), (a, b)) in adapted(g).into_iter().zip(self.grads(device, before)) {
+        for ((m, at, first, outputs), (a, b)) in
+            adapted(g).into_iter().zip(self.grads(device, before))
+        {
             let rank = self.ranks[m];
             for r in 0..rank {
                 for &k in columns.iter().filter(|k| **k < g.inputs) {
                     let (value, size) = sum((0..g.rows).map(|t| {
-                        self.factor(m, t, k) * self.g[t * low + at + r].to_f64() * self.x[t * g.inputs + k].to_f64()
+                        self.factor(m, t, k)
+                            * self.g[t * low + at + r].to_f64()
+                            * self.x[t * g.inputs + k].to_f64()
                     }));
-                    of_a.push((f64::from(a[r * g.inputs + k]), value + f64::from(before), size + 0.5));
+                    of_a.push((
+                        f64::from(a[r * g.inputs + k]),
+                        value + f64::from(before),
+                        size + 0.5,
+                    ));
                 }
                 for &o in columns.iter().filter(|o| **o < outputs) {
-                    let (value, size) = sum(
-                        (0..g.rows).map(|t| self.dy[t * n + first + o].to_f64() * self.low[t * low + at + r].to_f64()),
-                    );
-                    of_b.push((f64::from(b[o * rank + r]), value + f64::from(before), size + 0.5));
+                    let (value, size) = sum((0..g.rows).map(|t| {
+                        self.dy[t * n + first + o].to_f64() * self.low[t * low + at + r].to_f64()
+                    }));
+                    of_b.push((
+                        f64::from(b[o * rank + r]),
+                        value + f64::from(before),
+                        size + 0.5,
+                    ));
                 }
             }
         }
@@ -221,7 +266,10 @@ fn all(n: usize) -> Vec<usize> {
 }
 
 fn some(random: &mut Random, n: usize, count: usize) -> Vec<usize> {
-    (0..count).map(|_| random.below(n)).chain([0, n - 1]).collect()
+    (0..count)
+        .map(|_| random.below(n))
+        .chain([0, n - 1])
+        .collect()
 }
 
 fn group(rows: usize, inputs: usize, outputs: [usize; 3], rank: usize) -> Group {
@@ -307,19 +355,35 @@ proptest! {
     }
 }
 
-fn check_weight_grad(device: &Device, random: &mut Random, shape: weight_grad::Shape, [lda, ldb]: [usize; 2]) {
+fn check_weight_grad(
+    device: &Device,
+    random: &mut Random,
+    shape: weight_grad::Shape,
+    [lda, ldb]: [usize; 2],
+) {
     let weight_grad::Shape { rows, m, n } = shape;
     let (a, b) = (random.bf16s(rows * lda, 1.0), random.bf16s(rows * ldb, 1.0));
     let before = random.f32s(m * n, 1.0);
     let (da, db) = (device.upload(&a).unwrap(), device.upload(&b).unwrap());
     let out = device.upload(&before).unwrap();
     let scratch = poisoned_f32(device, weight_grad::scratch_len(shape));
-    weight_grad::weight_grad(device, shape, da.ptr(), lda, db.ptr(), ldb, out.ptr(), scratch.ptr()).unwrap();
+    weight_grad::weight_grad(
+        device,
+        shape,
+        da.ptr(),
+        lda,
+        db.ptr(),
+        ldb,
+        out.ptr(),
+        scratch.ptr(),
+    )
+    .unwrap();
     let got = out.download().unwrap();
     let mut places = Vec::new();
     for i in some(random, m, 40) {
         for j in some(random, n, 40) {
-            let (value, size) = sum((0..rows).map(|t| a[t * lda + i].to_f64() * b[t * ldb + j].to_f64()));
+            let (value, size) =
+                sum((0..rows).map(|t| a[t * lda + i].to_f64() * b[t * ldb + j].to_f64()));
             let old = f64::from(before[i * n + j]);
             places.push((f64::from(got[i * n + j]), value + old, size + old.abs()));
         }
@@ -333,7 +397,12 @@ fn large_weights_gradients() {
     let Some(device) = gpu() else { return };
     let mut random = Random(24);
     for (rows, m, n) in [(300, 4104, 1032), (65, 2048, 2048)] {
-        check_weight_grad(device, &mut random, weight_grad::Shape { rows, m, n }, [m, n]);
+        check_weight_grad(
+            device,
+            &mut random,
+            weight_grad::Shape { rows, m, n },
+            [m, n],
+        );
     }
 }
 
@@ -395,7 +464,10 @@ fn a_row_does_not_depend_on_the_others() {
                 scale: whole.scale,
                 ..part
             };
-            assert!(part.down(device) == low[..rows * whole.group.low()], "{rows} rows, dropout {dropped}");
+            assert!(
+                part.down(device) == low[..rows * whole.group.low()],
+                "{rows} rows, dropout {dropped}"
+            );
         }
     }
 }

@@ -62,7 +62,7 @@ proptest! {
         let gain_values = draw.values(hidden, 2.0);
         let mut values = Flat::default();
         let slot = values.push(gain_values.clone());
-        let gain = if trained { Vector::Trained(slot) } else { Vector::Frozen(&gain_values) };
+        let gain = if trained { Vector::Trained(slot) } else { Vector::Frozen(&gain_values, medft_engine::backend::Slot { offset: 0, len: gain_values.len() }) };
         let x = draw.buffer(rows * hidden, size);
         let (mut y, mut rstd) = (poison(rows * hidden), poison(rows));
         Cpu.rmsnorm(&gain, &values.values, eps, rows, hidden, &x, &mut y, &mut rstd);

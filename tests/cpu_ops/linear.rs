@@ -138,7 +138,10 @@ impl Case {
             Linear {
                 bias: match (&own.bias, places.bias) {
                     (_, Some(slot)) => Some(Vector::Trained(slot)),
-                    (Some(bias), None) => Some(Vector::Frozen(bias)),
+                    (Some(bias), None) => {
+                        let len = bias.len();
+                        Some(Vector::Frozen(bias, Slot { offset: 0, len }))
+                    }
                     (None, None) => None,
                 },
                 outputs: own.outputs,

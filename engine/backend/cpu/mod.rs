@@ -44,7 +44,7 @@ fn source<'a>(weight: &'a Weight<Cpu>, values: &'a [f32]) -> Source<'a> {
 
 fn vector<'a>(vector: &'a Vector<Cpu>, values: &'a [f32]) -> &'a [f32] {
     match vector {
-        Vector::Frozen(v) => v,
+        Vector::Frozen(v, slot) => part(v, *slot),
         Vector::Trained(slot) => part(values, *slot),
     }
 }
@@ -149,6 +149,7 @@ impl Backend for Cpu {
     type Matrix = matrix::Matrix;
     type Batch = Packed;
     type Cache = attention::Cache;
+    type Recording = ();
     type Arena = ();
 
     fn name(&self) -> String {
@@ -248,6 +249,16 @@ impl Backend for Cpu {
 
     fn low_columns(&self, rank: usize) -> usize {
         rank
+    }
+
+    fn step(
+        &self,
+        (): &mut (),
+        _batch: &Packed,
+        cache: &mut Self::Cache,
+        ops: impl FnOnce(&mut Self::Cache),
+    ) {
+        ops(cache);
     }
 
     fn cache_compact(&self, cache: &mut attention::Cache, keep: &[usize]) {

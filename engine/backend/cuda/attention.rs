@@ -80,6 +80,21 @@ impl Cache {
         decode::compact(device, &compact)
     }
 
+    /// Takes down how long the batch makes its sequences.
+    pub fn note(&mut self, batch: &Batch) {
+        for s in &batch.packed.sequences {
+            self.lengths[s.slot] = (s.past + s.len) as u32;
+        }
+    }
+
+    /// Tokens that the kernels are to expect at most: whole chunks, so that a recorded step serves until the next chunk begins.
+    pub fn longest(&self, batch: &Batch) -> usize {
+        batch
+            .context
+            .next_multiple_of(decode::CHUNK)
+            .min(self.capacity)
+    }
+
     /// Elements of one layer's keys.
     fn layer_stride(&self) -> usize {
         self.slots * self.heads.keys * self.capacity * self.heads.dim
@@ -180,12 +195,10 @@ impl Cuda {
         let d = &self.0.device;
         let sequences = &batch.packed.sequences;
         if layer == 0 {
-            for s in sequences {
-                cache.lengths[s.slot] = (s.past + s.len) as u32;
-            }
+            cache.note(batch);
         }
         let heads = cache.heads;
-        let longest = batch.context;
+        let longest = cache.longest(batch);
         let mut scratch = self.scratch();
         let partial = 4 * decode::scratch_len(&heads, sequences.len(), longest);
         let [partial, lse] =

@@ -129,11 +129,17 @@ impl Cuda {
     pub(super) fn head_scores(&self, head: &Head, to: Ptr<f32>) -> Result<(), LaunchError> {
         let d = &self.0.device;
         let (h, v, n) = (head.hidden, head.vocab, head.batch.packed.targets.len());
+        let stride = v.next_multiple_of(ROWS);
+        let padded = if stride == v { 0 } else { 4 * n * stride };
         let mut scratch = self.scratch();
-        let [weight, x] = scratch.take(d, [self.wide_bytes(head), 2 * n * h])?;
+        let [weight, x, wide] = scratch.take(d, [self.wide_bytes(head), 2 * n * h, padded])?;
         let weight = self.head_weight(head, weight.cast())?;
         let x = x.cast::<bf16>();
         elementwise::gather_rows(d, n, h, head.x.ptr(), head.batch.target_rows, x)?;
+        if stride != v {
+            self.logits_of(n, stride, h, x, weight, wide.cast())?;
+            return d.copy_rows([to, wide.cast()], [v, stride], n, v);
+        }
         if head.batch.decoding && n <= FEW {
             return skinny::logits(d, n, h, v, x, weight, to);
         }

@@ -275,24 +275,37 @@ impl Cuda {
         }
     }
 
-    /// A group's bias `[N]` in `scratch`, zero where a member has none; NULL if no member has one.
+    /// A group's bias `[N]`: where it lies, if the members' biases lie one after the other, else copied to `scratch` (zero where a member has
+    /// none); NULL if no member has one.
     fn bias(
         &self,
         group: &Group<Cuda>,
         values: &Float,
         scratch: Ptr<f32>,
     ) -> Result<Ptr<f32>, LaunchError> {
+        let d = &self.0.device;
+        let at = |m: &Linear<Cuda>| m.bias.as_ref().map(|bias| self.vector(bias, values));
         if group.members.iter().all(|m| m.bias.is_none()) {
             return Ok(Ptr::NULL);
         }
-        let d = &self.0.device;
-        let mut at = scratch;
-        for Linear { bias, outputs, .. } in &group.members {
-            match bias {
-                Some(bias) => d.copy(at, self.vector(bias, values), *outputs)?,
-                None => d.fill(at, 0, *outputs)?,
+        let first = group.members.first().and_then(at).unwrap_or(Ptr::NULL);
+        let mut end = first;
+        let in_place = group.members.iter().all(|m| {
+            let here = end.address();
+            end = end.at(m.outputs);
+            at(m).is_some_and(|bias| bias.address() == here)
+        });
+        // Kernels read it 16 bytes at a time.
+        if in_place && first.address().is_multiple_of(16) {
+            return Ok(first);
+        }
+        let mut to = scratch;
+        for member in &group.members {
+            match at(member) {
+                Some(bias) => d.copy(to, bias, member.outputs)?,
+                None => d.fill(to, 0, member.outputs)?,
             }
-            at = at.at(*outputs);
+            to = to.at(member.outputs);
         }
         Ok(scratch)
     }

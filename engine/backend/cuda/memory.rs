@@ -102,6 +102,11 @@ pub struct Scratch {
 }
 
 impl Scratch {
+    /// Where it lies now.
+    pub fn address(&self) -> u64 {
+        self.memory.as_ref().map_or(0, |m| m.ptr().address())
+    }
+
     /// Space for these numbers of bytes, each at a fresh [`ALIGNMENT`] boundary; what stood there before is lost.
     pub fn take<const N: usize>(
         &mut self,

@@ -10,6 +10,7 @@ mod linear;
 mod matrix;
 mod memory;
 mod ops;
+mod recording;
 mod rope;
 
 use super::*;
@@ -22,6 +23,7 @@ use medft_kernels::linear as kernels;
 use medft_kernels::linear::StepState;
 use medft_kernels::{LaunchError, Launcher, Ptr, elementwise, sample};
 use memory::{Act, Arena, Float, Scratch};
+use recording::Recording;
 use rope::RopeTable;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -105,7 +107,7 @@ impl Cuda {
     /// A vector's address.
     fn vector(&self, vector: &Vector<Cuda>, values: &Float) -> Ptr<f32> {
         match vector {
-            Vector::Frozen(float) => float.ptr(),
+            Vector::Frozen(float, slot) => float.ptr().at(slot.offset),
             Vector::Trained(slot) => values.ptr().at(slot.offset),
         }
     }

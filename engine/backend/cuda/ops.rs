@@ -13,6 +13,7 @@ impl Backend for Cuda {
     type Matrix = Matrix;
     type Batch = Batch;
     type Cache = Cache;
+    type Recording = Recording;
     type Arena = Arena;
 
     fn name(&self) -> String {
@@ -105,6 +106,16 @@ impl Backend for Cuda {
     ) -> Result<Cache, BackendError> {
         Cache::new(&self.0.device, layers, slots, capacity, heads)
             .map_err(|e| self.error("the KV cache", e))
+    }
+
+    fn step(
+        &self,
+        recording: &mut Recording,
+        batch: &Batch,
+        cache: &mut Cache,
+        ops: impl FnOnce(&mut Cache),
+    ) {
+        self.recorded(recording, batch, cache, ops);
     }
 
     fn cache_compact(&self, cache: &mut Cache, keep: &[usize]) {
@@ -206,7 +217,7 @@ impl Backend for Cuda {
         self.attempt(|| {
             let mut scratch = self.scratch();
             let trained = match gain {
-                Vector::Frozen(_) => None,
+                Vector::Frozen(..) => None,
                 Vector::Trained(slot) => {
                     let [partials] =
                         scratch.take(d, [4 * norm::column_sum_scratch(rows, hidden)])?;

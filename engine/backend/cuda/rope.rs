@@ -16,6 +16,11 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
+    /// Where the table lies now.
+    pub fn address(&self) -> u64 {
+        self.table.as_ref().map_or(0, |t| t.ptr().address())
+    }
+
     /// Pairs (cos, sin), `[at least context, dim / 2, 2]`.
     pub fn get(
         &mut self,

@@ -3,7 +3,7 @@
 //! Holds the parameter structs, tile choice and geometry; it does not know layers. Invariant: strides and widths are multiples of 8.
 
 use super::Size;
-use crate::launch::{Geometry, Kernel, LaunchError, Launcher, Ptr};
+use crate::launch::{Geometry, Gpu, Kernel, LaunchError, Launcher, Ptr};
 use crate::linear::{MEMBERS, NO_LOW, StepState};
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
@@ -100,44 +100,44 @@ impl Tile {
     }
 }
 
-const fn tile(
-    name: &'static str,
-    [rows, columns, depth, stages]: [usize; 4],
-) -> Tile {
+const fn tile(name: &'static str, [rows, columns, depth, stages]: [usize; 4]) -> Tile {
     Tile {
         name,
         rows,
         columns,
         depth,
         stages,
-        threads: if rows == TALL[0] { 256 } else { 128 },
+        threads: if columns == WIDE[1] { 256 } else { 128 },
     }
 }
 /// Rows, columns, depth, stages.
-const TALL: [usize; 4] = [256, 128, 32, 4];
-const LARGE: [usize; 4] = [128, 128, 32, 4];
+const WIDE: [usize; 4] = [128, 256, 64, 3];
+const LARGE_NT: [usize; 4] = [128, 128, 64, 3];
+const LARGE_NN: [usize; 4] = [128, 128, 32, 4];
 const SMALL: [usize; 4] = [64, 32, 64, 6];
 const NARROW: [usize; 4] = [128, 64, 64, 4];
 /// By descending size, as [`choose`] takes them.
 pub(super) const NT: [Tile; 3] = [
-    tile("gemm_nt_tall", TALL),
-    tile("gemm_nt_large", LARGE),
+    tile("gemm_nt_wide", WIDE),
+    tile("gemm_nt_large", LARGE_NT),
     tile("gemm_nt_small", SMALL),
 ];
 pub(super) const NN: [Tile; 3] = [
-    tile("gemm_nn_tall", TALL),
-    tile("gemm_nn_large", LARGE),
+    tile("gemm_nn_wide", WIDE),
+    tile("gemm_nn_large", LARGE_NN),
     tile("gemm_nn_small", SMALL),
 ];
 pub(super) const NN_DROPOUT: [Tile; 3] = [
-    tile("gemm_nn_tall_dropout", TALL),
-    tile("gemm_nn_large_dropout", LARGE),
+    tile("gemm_nn_wide_dropout", WIDE),
+    tile("gemm_nn_large_dropout", LARGE_NN),
     tile("gemm_nn_small_dropout", SMALL),
 ];
 pub(super) const NN_NARROW: Tile = tile("gemm_nn_narrow", NARROW);
 
-/// Tall tiles that fill an H100 (one block an SM) twice; fewer leave much of the last wave empty, and large ones divide the work better.
-const ENOUGH_TALL: usize = 264;
+/// Wide tiles that fill an H100 (one block an SM) twice; fewer leave much of the last wave empty, and large ones divide the work better.
+const ENOUGH_WIDE: usize = 264;
+/// Shared memory of an SM from which two large nt blocks fit it, and beat a wide one.
+const TWO_LARGE_NT: u32 = 200 << 10;
 /// Below this many large tiles the small ones fill the GPU better (an A100 or H100 runs 216 to 264 large blocks at once).
 pub(super) const ENOUGH_LARGE: usize = 96;
 /// Bytes of `a` that a group of row tiles may keep in L2 while they pass along the columns: a third of an A100's.
@@ -145,28 +145,25 @@ const GROUP_BYTES: usize = 12 << 20;
 
 /// Which tile: the small one for few rows, and where larger ones would leave the GPU idle.
 pub(super) fn choose(
+    gpu: &Gpu,
     rows: usize,
     parts: &[Part],
     size: Size,
-    [tall, large, small]: [Tile; 3],
+    [wide, large, small]: [Tile; 3],
 ) -> Tile {
     let count = |tile: Tile| {
         let columns = |p: &Part| (p.columns as usize).div_ceil(tile.columns);
         rows.div_ceil(tile.rows) * parts.iter().map(columns).sum::<usize>()
     };
+    let two_large = large.depth == LARGE_NT[2] && gpu.shared_per_block >= TWO_LARGE_NT;
+    let fits = gpu.shared_per_block >= wide.shared() && !two_large;
     match size {
-        Size::Try(i) => {
-            let nt = tall.name == "gemm_nt_tall";
-            let names = if nt { ["try_nt_1", "try_nt_2", "try_nt_3", "try_nt_4"] } else { ["try_nn_1", "try_nn_2", "try_nn_3", "try_nn_4"] };
-            let shape = [[256, 128, 64, 3], [256, 128, 64, 4], [128, 128, 64, 3], [128, 256, 64, 3]][i];
-            Tile { threads: if i == 2 { 128 } else { 256 }, ..tile(names[i], shape) }
-        }
-        Size::Tall => tall,
-        Size::Large => large,
+        Size::Wide if gpu.shared_per_block >= wide.shared() => wide,
+        Size::Wide | Size::Large => large,
         Size::Small => small,
         Size::Auto if rows <= small.rows || count(large) < ENOUGH_LARGE => small,
-        Size::Auto if count(tall) < ENOUGH_TALL => large,
-        Size::Auto => tall,
+        Size::Auto if fits && count(wide) >= ENOUGH_WIDE => wide,
+        Size::Auto => large,
     }
 }
 

@@ -119,7 +119,10 @@ impl Masks {
 }
 
 /// Philox4x32-10 of Random123.
-pub fn philox4x32([mut c0, mut c1, mut c2, mut c3]: [u32; 4], [mut k0, mut k1]: [u32; 2]) -> [u32; 4] {
+pub fn philox4x32(
+    [mut c0, mut c1, mut c2, mut c3]: [u32; 4],
+    [mut k0, mut k1]: [u32; 2],
+) -> [u32; 4] {
     let product = |a: u32, b: u32| {
         let wide = u64::from(a) * u64::from(b);
         ((wide >> 32) as u32, wide as u32)
