@@ -101,14 +101,14 @@ __device__ __forceinline__ void softmax(float (&s)[KEYS / 2], Softmax& rows, flo
     }
 }
 
-template <int DIM, bool TURNS> __device__ __forceinline__ void consume(const ForwardParams& p, uint32_t base, const Tile* tiles, int wg) {
+template <int DIM> __device__ __forceinline__ void consume(const ForwardParams& p, uint32_t base, const Tile* tiles, int wg) {
     using M = Shared<DIM>;
     const int lane = threadIdx.x & 31, warp = uniform(threadIdx.x / 32) & 3, quad = lane & 3;
     const int local = 64 * wg + 16 * warp + lane / 4;  // the thread's first row in the tile; the second is 8 further
     const float scale2 = p.scale * LOG2_E;
     const uint32_t q = base + M::Q + 64 * 128 * wg;
     Ring<STAGES> kr, vr;
-    if (TURNS && wg == 1) give_turn(1);
+    if (wg == 1) give_turn(1);
     for (uint32_t n = 0;; ++n) {
         wait(base + M::Q_FULL, n & 1);
         const int blocks = tiles[n & 1].tile + 1;
@@ -140,13 +140,13 @@ template <int DIM, bool TURNS> __device__ __forceinline__ void consume(const For
         for (int j = 1; j < blocks; ++j) {
             wait(base + M::K_FULL + 8 * kr.stage, kr.phase);
             wait(base + M::V_FULL + 8 * vr.stage, vr.phase);
-            if (TURNS) await_turn(wg);
+            await_turn(wg);
             wgmma_fence();
             issue_abt<DIM>(s, q, BOX, base + M::K + kr.stage * M::TILE, BOX);
             wgmma_commit();
             issue_ab(out, a, base + M::V + vr.stage * M::TILE, BOX, j > 1);
             wgmma_commit();
-            if (TURNS) give_turn(wg);
+            give_turn(wg);
             wgmma_wait<1>();
             hold(s);
             if (lane == 0) {
@@ -188,7 +188,7 @@ template <int DIM, bool TURNS> __device__ __forceinline__ void consume(const For
     }
 }
 
-template <int DIM, bool TURNS> __device__ __forceinline__ void forward(const ForwardParams& p) {
+template <int DIM> __device__ __forceinline__ void forward(const ForwardParams& p) {
     using M = Shared<DIM>;
     extern __shared__ __align__(1024) unsigned char memory[];
     const uint32_t base = (smem_address(memory) + 1023) & ~1023u;
@@ -211,12 +211,11 @@ template <int DIM, bool TURNS> __device__ __forceinline__ void forward(const For
         if (threadIdx.x == 0) produce<DIM>(p, base, tiles);
     } else {
         take_registers<240>();
-        consume<DIM, TURNS>(p, base, tiles, role - 1);
+        consume<DIM>(p, base, tiles, role - 1);
     }
 }
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_forward_hopper_128(const __grid_constant__ ForwardParams p) { forward<128, true>(p); }
-extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_forward_hopper_64(const __grid_constant__ ForwardParams p) { forward<64, true>(p); }
-extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_forward_hopper_128_free(const __grid_constant__ ForwardParams p) { forward<128, false>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_forward_hopper_128(const __grid_constant__ ForwardParams p) { forward<128>(p); }
+extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_forward_hopper_64(const __grid_constant__ ForwardParams p) { forward<64>(p); }

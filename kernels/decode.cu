@@ -41,7 +41,7 @@ __device__ __forceinline__ Span span(const Params& p, const Place& place) {
 template <int DIM> __device__ __forceinline__ void attend(const Params& p) {
     constexpr int BYTES = KEYS * 2 * DIM;  // of a warp's keys in one stage
     extern __shared__ __align__(1024) uint8_t shared[];
-    __shared__ float tops[WARPS][HEADS], sums[WARPS][HEADS];
+    float(*tops)[HEADS] = reinterpret_cast<float(*)[HEADS]>(shared + WARPS * STAGES * 2 * BYTES), (*sums)[HEADS] = tops + WARPS;
 
     const Place place = p.places[blockIdx.z];
     const int chunk = blockIdx.x, blocks = div_up<int>(p.group, HEADS);
@@ -109,13 +109,7 @@ template <int DIM> __device__ __forceinline__ void attend(const Params& p) {
         const uint32_t k_lane = lane_across<DIM>(k_tile), v_lane = lane_down<DIM>(k_tile + BYTES);
         float s[1][KEYS / 8][4];
         clear(s);
-#pragma unroll
-        for (int k = 0; k < DIM / 16; ++k) {
-            uint32_t b[4];
-            ldmatrix_x4(b, stepped<DIM>(k_lane, k, 0));
-            mma_m16n8k16(s[0][0], a[k], b[0], b[1]);
-            mma_m16n8k16(s[0][1], a[k], b[2], b[3]);
-        }
+        multiply_held<DIM>(s, a, k_lane);
         const int at = begin + step * STEP + warp_id() * KEYS;
         if (at + KEYS > end || at < seen.first_key) {
 #pragma unroll

@@ -36,7 +36,9 @@ fn shape(device: &Device, heads: Heads, sequences: usize, length: usize) {
     let mut state = 1u64;
     let mut random = |len: usize| -> Vec<bf16> {
         let mut next = || {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
             (state >> 40) as f32 / (1 << 24) as f32 - 0.5
         };
         (0..len).map(|_| bf16::from_f32(3.4 * next())).collect()
@@ -52,8 +54,15 @@ fn shape(device: &Device, heads: Heads, sequences: usize, length: usize) {
     let positions: Vec<u32> = (0..tokens).map(|t| (t % length) as u32).collect();
     let positions = device.upload(&positions).unwrap();
     let lengths = vec![length; sequences];
-    let list = |tile| device.upload::<Work>(&attention::work(&lengths, tile)).unwrap();
-    let (tiles, tiles_back) = (list(attention::FORWARD_TILE), list(attention::BACKWARD_TILE));
+    let list = |tile| {
+        device
+            .upload::<Work>(&attention::work(&lengths, tile))
+            .unwrap()
+    };
+    let (tiles, tiles_back) = (
+        list(attention::FORWARD_TILE),
+        list(attention::BACKWARD_TILE),
+    );
     let forward = Forward {
         heads,
         tokens,
@@ -93,9 +102,20 @@ fn shape(device: &Device, heads: Heads, sequences: usize, length: usize) {
         heads.queries, heads.keys, heads.dim
     );
     let show = |what: &str, ms: f32, factor: f64| {
-        println!("{what} {name}: {ms:.3} ms, {:.0} TFLOP/s", factor * flops / f64::from(ms) / 1e9);
+        println!(
+            "{what} {name}: {ms:.3} ms, {:.0} TFLOP/s",
+            factor * flops / f64::from(ms) / 1e9
+        );
     };
     let time = |work: &dyn Fn() -> Result<(), LaunchError>| median(|| device.time(work).unwrap());
-    show("forward ", time(&|| attention::forward(device, &forward)), 1.0);
-    show("backward", time(&|| attention::backward(device, &backward)), 2.5);
+    show(
+        "forward ",
+        time(&|| attention::forward(device, &forward)),
+        1.0,
+    );
+    show(
+        "backward",
+        time(&|| attention::backward(device, &backward)),
+        2.5,
+    );
 }

@@ -38,7 +38,9 @@ fn shape(device: &Device, heads: Heads, batch: usize, context: usize) {
     device.fill(values.ptr(), 0x3c, layers * lane).unwrap();
     let qkv = device.alloc::<bf16>(batch * heads.width()).unwrap();
     device.fill(qkv.ptr(), 0x3c, batch * heads.width()).unwrap();
-    let out = device.alloc::<bf16>(batch * heads.queries * heads.dim).unwrap();
+    let out = device
+        .alloc::<bf16>(batch * heads.queries * heads.dim)
+        .unwrap();
     let places: Vec<Place> = (0..batch as u32)
         .map(|s| Place {
             slot: s,
@@ -48,7 +50,9 @@ fn shape(device: &Device, heads: Heads, batch: usize, context: usize) {
         })
         .collect();
     let places = device.upload(&places).unwrap();
-    let partial = device.alloc::<f32>(decode::scratch_len(&heads, batch, context)).unwrap();
+    let partial = device
+        .alloc::<f32>(decode::scratch_len(&heads, batch, context))
+        .unwrap();
     let step = |layer: usize| {
         decode::append_and_attend(
             device,

@@ -48,17 +48,21 @@ template <int DIM> __device__ __forceinline__ uint32_t piece_at(int row, int pie
 
 // Starts the copy of ROWS rows (`stride` elements apart) by THREADS threads; rows from `valid` on become 0. `from` is a valid address.
 template <int ROWS, int DIM, int THREADS>
-__device__ __forceinline__ void load_rows(uint32_t to, const bf16* from, int64_t stride, int valid, int thread) {
+__device__ __forceinline__ void load_rows(uint32_t to, const bf16* from, uint32_t stride, int valid, int thread) {
     constexpr int PIECES = DIM / 8, STEP = THREADS / PIECES;
     static_assert(ROWS % STEP == 0 && STEP % 8 == 0, "whole passes, each keeping its swizzle");
     const int row = thread / PIECES, piece = thread % PIECES;
-    const bf16* at = from + row * stride + piece * 8;
+    const bf16* at = from + (row * stride + piece * 8);
     to += piece_at<DIM>(row, piece);
+    if (valid >= ROWS) {
 #pragma unroll
+        for (int i = 0; i < ROWS / STEP; ++i) cp_async16(to + i * STEP * 2 * DIM, at, 16), at += STEP * stride;
+        return;
+    }
+#pragma unroll 1
     for (int i = 0; i < ROWS / STEP; ++i) {
         const bool inside = row + i * STEP < valid;
-        cp_async16(to + i * STEP * 2 * DIM, inside ? at : from, inside ? 16 : 0);
-        at += STEP * stride;
+        cp_async16(to + i * STEP * 2 * DIM, inside ? at + i * (STEP * stride) : from, inside ? 16 : 0);
     }
 }
 
@@ -104,6 +108,25 @@ __device__ __forceinline__ void multiply_rows(float (&acc)[M][N][4], uint32_t a_
                 mma_m16n8k16(acc[m][n], a[m], b[0], b[1]);
                 mma_m16n8k16(acc[m][n + 1], a[m], b[2], b[3]);
             }
+        }
+    }
+}
+
+// The same with A's 16 rows held in registers, whole.
+template <int DIM> __device__ __forceinline__ void hold_rows(uint32_t (&a)[DIM / 16][4], uint32_t a_lane) {
+#pragma unroll
+    for (int k = 0; k < DIM / 16; ++k) ldmatrix_x4(a[k], stepped<DIM>(a_lane, k, 0));
+}
+template <int DIM, int N>
+__device__ __forceinline__ void multiply_held(float (&acc)[1][N][4], const uint32_t (&a)[DIM / 16][4], uint32_t b_lane) {
+#pragma unroll
+    for (int k = 0; k < DIM / 16; ++k) {
+#pragma unroll
+        for (int n = 0; n < N; n += 2) {
+            uint32_t b[4];
+            ldmatrix_x4(b, stepped<DIM>(b_lane, k, 8 * n));
+            mma_m16n8k16(acc[0][n], a[k], b[0], b[1]);
+            mma_m16n8k16(acc[0][n + 1], a[k], b[2], b[3]);
         }
     }
 }

@@ -9,10 +9,10 @@
 //
 // k order inside a block of 64: lane (g, c = lane % 4) of a fragment takes 16 values of its own: bf16 8c.. and 32 + 8c.. (two 16-byte
 // loads), NF4 16c.. (eight bytes; a byte is one A register). x follows the same order, so nothing is repacked. Columns of tokens that are
-// not there repeat the last one: a column of the product depends on its own x alone.
+// not there hold anything: a column of the product depends on its own x alone.
 //
-// First form of NF4: pairs of blocks a warp, scales fetched lane by lane, branches around x: 135 instructions a block and tile, 49% of copy
-// bandwidth at T = 1. Four blocks a stage give four independent chains and a third fewer instructions.
+// First form of NF4: two blocks a stage, a scale's copies and lookups for each, branches around x, two LOP3 a lookup: 41.9 us instead of
+// 31.7 (4096 x 28672, T = 1, H100).
 #pragma once
 #include "async.cuh"
 #include "mma.cuh"
@@ -29,7 +29,7 @@ constexpr int TILE = 16, HALF = 8, TOKENS = 8;   // mma's m, half of it, mma's n
 constexpr int LUT_BYTES = 256 * WARP * 4;        // byte -> bf16 pair, a copy for each lane: no bank conflicts
 constexpr int MAP_BYTES = 256 * 4;
 constexpr int QUAD = 4;                          // neighbouring NF4 blocks of one warp: 128 bytes of codes a row
-constexpr int SCALE_BYTES = TILE * 16;           // NF4, a stage and tile: a row's two words of codes and two nested scales, or four f32 scales
+constexpr int SCALE_BYTES = TILE * 16;           // NF4, a stage and tile: a row's four scale codes and their nested scale, or four f32 scales
 constexpr int RED_FLOATS = WARPS * 4 * WARP;     // partial sums of one tile and eight tokens
 
 // bf16(codebook * CODE_UNIT) is 1.75 times nearer to the codebook than bf16(codebook): rms error 0.78e-3 instead of 1.36e-3 over normal
@@ -90,7 +90,9 @@ __device__ __forceinline__ uint32_t member_of(const Params& s, uint32_t row) {
 template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> struct Product {
     static constexpr bool IS_NF4 = KIND == NF4;
     static_assert(IS_NF4 || DEPTH == 1, "a bf16 block is a whole line already");
+    // Above 1, a row's scales must begin at a multiple of four: K % 256 == 0. (K = 64 n of small models takes DEPTH 1.)
     static_assert(DEPTH == 1 || DEPTH == 2 || DEPTH == 4, "a stage is a part of an NF4 warp's four neighbouring blocks");
+    static constexpr int SCALES_A_LANE = DEPTH == 4 ? 2 : 1;             // of sixteen rows times DEPTH blocks
     static constexpr int ROW_BYTES = IS_NF4 ? 32 * DEPTH : LINE;         // of a weight row in a stage
     static constexpr int WEIGHT_BYTES = TILE * ROW_BYTES;
     static constexpr int PIECES = ROW_BYTES / 16;                        // 16-byte pieces of a row
@@ -139,7 +141,7 @@ template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> str
         uint32_t tile, item, slot;
         const unsigned char* row[MT][POINTERS];  // at this lane's row and piece
         uint32_t valid[MT];                      // bit i: copy i is inside the matrix
-        uint32_t scale_row[MT];                  // NF4: index of the first scale of row lane / 2 in its member
+        uint32_t scale_row[MT];                  // NF4: index of the first scale of row lane % 16 in its member
         uint32_t member[MT];
     };
 
@@ -165,7 +167,7 @@ template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> str
                     from.row[m][i] = reinterpret_cast<const unsigned char*>(s.weight + static_cast<uint64_t>(row) * s.inputs + c * 8);
                 }
             }
-            if constexpr (IS_NF4) scale_place(rows, lane / 2, from.member[m], from.scale_row[m]);
+            if constexpr (IS_NF4) scale_place(rows, lane % TILE, from.member[m], from.scale_row[m]);
         }
     }
     // Member of a row of the tile, and index of the row's first scale in it.
@@ -214,15 +216,19 @@ template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> str
         }
         cp_async_commit();
     }
-    // Two lanes a row. Codes lie at any byte, so the words of the first and of the last block are fetched, and both blocks' nested scales.
+    // A row's scales: lane r copies its codes, lane r + 16 their nested scale (256 blocks share one, so four aligned ones do).
     __device__ __forceinline__ void copy_scales(uint32_t to, const Member& member, uint32_t first, uint32_t block) const {
-        const uint32_t half = lane % 2, last = blocks - 1;
-        const bool nested = member.absmax2 != nullptr;
-        const uint32_t one = first + min(block + (nested ? half * (DEPTH - 1) : half), last), two = first + min(block + 2 + half, last);
-        const unsigned char* const b = nested ? reinterpret_cast<const unsigned char*>(member.absmax2) : member.scales;
-        to += lane / 2 * 16 + half * 4;
-        cp_async4(to, member.scales + (nested ? one & ~3u : one * 4ull), 4);
-        cp_async4(to + 8, b + (nested ? one / NF4_NESTED : two) * 4ull, 4);
+        const uint32_t index = first + min(block, blocks - 1);
+        const bool upper = lane < TILE;
+        to += lane % TILE * 16;
+        if (member.absmax2 != nullptr) {
+            const unsigned char* const from = upper ? member.scales + (index & ~3u) : reinterpret_cast<const unsigned char*>(member.absmax2 + index / NF4_NESTED);
+            cp_async4(to + (upper ? 0 : 4), from, 4);
+        } else if (upper) {
+            const float* const from = reinterpret_cast<const float*>(member.scales) + (DEPTH == 1 ? index : index & ~3u);
+            if constexpr (DEPTH == 1) cp_async4(to, from, 4);
+            else cp_async16(to, from, 16);
+        }
     }
     // Columns k0.. of all tokens, `pieces` a token, zero beyond K.
     __device__ __forceinline__ void copy_x(uint32_t to, uint32_t k0, uint32_t pieces, uint32_t thread, uint32_t threads) const {
@@ -239,10 +245,13 @@ template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> str
     }
 
     __device__ __forceinline__ void fill_tables() const {
-        for (uint32_t byte = warp; byte < 256; byte += WARPS) {
-            const float high = NF4_CODEBOOK[byte >> 4] * CODE_UNIT, low = NF4_CODEBOOK[byte & 15] * CODE_UNIT;
-            reinterpret_cast<uint32_t*>(lut)[byte * WARP + lane] = pack_bf16(high, low);
-        }
+        // A warp's 32 bytes have two values in their high halves; the low ones are constants of the unrolled loop.
+        static_assert(WARPS == 8, "a warp fills two high halves");
+        const float upper[2] = {NF4_CODEBOOK[2 * warp], NF4_CODEBOOK[2 * warp + 1]};
+        constexpr float values[16] = NF4_VALUES;
+        uint32_t* const to = reinterpret_cast<uint32_t*>(lut) + warp * 32 * WARP + lane;
+#pragma unroll
+        for (int i = 0; i < 32; ++i) to[i * WARP] = pack_bf16(upper[i / 16] * CODE_UNIT, values[i % 16] * CODE_UNIT);
         for (uint32_t i = threadIdx.x; i < 256; i += THREADS) map[i] = dynamic_map(i) * (1.f / CODE_UNIT);
     }
     // Byte `i` of `word` as two bf16.
@@ -252,17 +261,33 @@ template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> str
     }
 
     // Where this lane's two 16-byte pieces of a block lie, for the token of column g in each group of eight.
-    struct Columns { uint32_t at[NT][2]; };
+    struct Columns { uint32_t at[NT][2]; bool there[NT]; };
     __device__ __forceinline__ Columns columns() const {
         Columns to;
 #pragma unroll
-        for (int n = 0; n < NT; ++n)
+        for (int n = 0; n < NT; ++n) {
+            to.there[n] = n * TOKENS + g < tokens;
 #pragma unroll
             for (int j = 0; j < 2; ++j) {
                 const uint32_t token = min(n * TOKENS + g, tokens - 1), piece = IS_NF4 ? 2 * c + j : 4 * j + c;
                 to.at[n][j] = token * x_row + (piece ^ ((token & 1) * SWIZZLE)) * 16;
             }
+        }
         return to;
+    }
+
+    // Eight tokens load for all lanes; one to seven for theirs alone, which takes shared memory fewer turns. What the other columns of the
+    // product hold is of no concern.
+    __device__ __forceinline__ void load_x(Vec16 (&v)[2], const unsigned char* x, const Columns& columns, int n) const {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            if constexpr (IS_NF4 && NT == 1) {
+                v[j] = {{0, 0, 0, 0}};
+                load_shared16_if(v[j], smem_address(x + columns.at[n][j]), columns.there[n]);
+            } else {
+                v[j] = load16(x + columns.at[n][j]);
+            }
+        }
     }
 
     __device__ __forceinline__ void step_bf16(float (&total)[MT][NT][4], const unsigned char* stage, const unsigned char* x, const Columns& columns) const {
@@ -273,7 +298,8 @@ template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> str
             for (int i = 0; i < 4; ++i) w[m][i] = load16(stage + m * WEIGHT_BYTES + (i * WARP + lane) * 16);
 #pragma unroll
         for (int n = 0; n < NT; ++n) {
-            const Vec16 v[2] = {load16(x + columns.at[n][0]), load16(x + columns.at[n][1])};
+            Vec16 v[2];
+            load_x(v, x, columns, n);
 #pragma unroll
             for (int m = 0; m < MT; ++m)
 #pragma unroll
@@ -285,38 +311,37 @@ template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> str
         }
     }
 
-    // Scales of rows g and g + 8, times 1 / CODE_UNIT: lane c of a quad has block c (modulo DEPTH) of the stage.
-    struct Scales { float upper[MT], lower[MT]; };
+    // Scales of the stage, times 1 / CODE_UNIT: with DEPTH 4 lane (g, c) has block c of rows g and g + 8, else block c % 2 of row g + 8 (c / 2).
+    struct Scales { float of[MT][SCALES_A_LANE]; };
+    static __device__ __forceinline__ int scale_lane(uint32_t g, int half, int d) { return g * 4 + (DEPTH == 4 ? 0 : 2 * half) + d; }
     // What a tile's scales need beside the stage.
-    struct ScaleRows { uint32_t first[MT][2]; float offset[MT][2]; bool nested; };
+    struct ScaleRows { uint32_t first[MT][SCALES_A_LANE]; float offset[MT][SCALES_A_LANE]; };
+    __device__ __forceinline__ uint32_t scale_row(int i) const { return g + HALF * (DEPTH == 4 ? i : c / 2); }
     __device__ __forceinline__ ScaleRows scale_rows(uint32_t tile) const {
         ScaleRows to;
-        to.nested = s.members[0].absmax2 != nullptr;
 #pragma unroll
         for (int m = 0; m < MT; ++m)
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
+            for (int i = 0; i < SCALES_A_LANE; ++i) {
                 uint32_t member;
-                scale_place(rows_of(s, tile * MT + m), g + half * HALF, member, to.first[m][half]);
-                to.offset[m][half] = s.members[member].offset * (1.f / CODE_UNIT);
+                scale_place(rows_of(s, tile * MT + m), scale_row(i), member, to.first[m][i]);
+                to.offset[m][i] = s.members[member].offset * (1.f / CODE_UNIT);
             }
         return to;
     }
     __device__ __forceinline__ void load_scales(Scales& to, const ScaleRows& rows, const unsigned char* stage, uint32_t block) const {
+        const bool nested = s.members[0].absmax2 != nullptr;
 #pragma unroll
         for (int m = 0; m < MT; ++m)
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const unsigned char* const at = stage + MT * WEIGHT_BYTES + m * SCALE_BYTES + (g + half * HALF) * 16;
-                float& scale = half == 0 ? to.upper[m] : to.lower[m];
-                if (rows.nested) {
-                    const Vec16 v = load16(at);
-                    const uint32_t begin = rows.first[m][half] + block, index = begin + c % DEPTH;
-                    const uint32_t codes = index / 4 == begin / 4 ? v.w[0] : v.w[1];
-                    const uint32_t nested = index / NF4_NESTED == begin / NF4_NESTED ? v.w[2] : v.w[3];
-                    scale = fmaf(map[codes >> (index % 4 * 8) & 255u], __uint_as_float(nested), rows.offset[m][half]);
+            for (int i = 0; i < SCALES_A_LANE; ++i) {
+                const unsigned char* const at = stage + MT * WEIGHT_BYTES + m * SCALE_BYTES + scale_row(i) * 16;
+                const uint32_t in_word = DEPTH == 4 ? c : DEPTH == 2 ? block % 4 + c % 2 : (rows.first[m][i] + block) % 4;
+                if (nested) {
+                    const uint2 v = load8(at);
+                    to.of[m][i] = fmaf(map[v.x >> (in_word * 8) & 255u], __uint_as_float(v.y), rows.offset[m][i]);
                 } else {
-                    scale = *reinterpret_cast<const float*>(at + c % DEPTH * 4) * (1.f / CODE_UNIT);
+                    to.of[m][i] = reinterpret_cast<const float*>(at)[DEPTH == 1 ? 0 : in_word] * (1.f / CODE_UNIT);
                 }
             }
     }
@@ -341,12 +366,13 @@ template <Weight KIND, int MT, int NT, bool RESIDENT, int STAGES, int DEPTH> str
                 a[m][k][2] = pair(up, byte + 1);
                 a[m][k][3] = pair(down, byte + 1);
             }
-            upper[m] = from_lane(scales.upper[m], g * 4 + d);
-            lower[m] = from_lane(scales.lower[m], g * 4 + d);
+            upper[m] = from_lane(scales.of[m][0], scale_lane(g, 0, d));
+            lower[m] = from_lane(scales.of[m][SCALES_A_LANE - 1], scale_lane(g, 1, d));
         }
 #pragma unroll
         for (int n = 0; n < NT; ++n) {
-            const Vec16 v[2] = {load16(x + columns.at[n][0]), load16(x + columns.at[n][1])};
+            Vec16 v[2];
+            load_x(v, x, columns, n);
 #pragma unroll
             for (int m = 0; m < MT; ++m) {
                 float sum[4] = {0.f, 0.f, 0.f, 0.f};

@@ -33,3 +33,9 @@ __device__ __forceinline__ uint32_t opaque(uint32_t v) {
     asm("mov.b32 %0, %0;" : "+r"(v));
     return v;
 }
+
+// 16 bytes of shared memory if `there`, else what `v` holds; without a branch.
+__device__ __forceinline__ void load_shared16_if(Vec16& v, uint32_t address, bool there) {
+    asm volatile("{ .reg .pred p; setp.ne.u32 p, %5, 0; @p ld.shared.v4.b32 {%0, %1, %2, %3}, [%4]; }"
+                 : "+r"(v.w[0]), "+r"(v.w[1]), "+r"(v.w[2]), "+r"(v.w[3]) : "r"(address), "r"(static_cast<uint32_t>(there)) : "memory");
+}

@@ -3,7 +3,7 @@
 //! Sequences lie back to back in `qkv`; a work list made on the host names the tiles of rows, longest first, so that no kernel searches for
 //! its sequence. Invariant: one block owns its output rows, and sums run in a fixed order: results do not depend on timing or on neighbours.
 
-use crate::launch::{Geometry, Kernel, LaunchError, Launcher, Ptr};
+use crate::launch::{Geometry, Gpu, Kernel, LaunchError, Launcher, Ptr};
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
 
@@ -49,10 +49,7 @@ impl Heads {
     ///
     /// # Errors
     /// A shape that the kernels do not have.
-    pub(crate) fn pick(
-        &self,
-        names: [&'static str; 3],
-    ) -> Result<&'static str, LaunchError> {
+    pub(crate) fn pick(&self, names: [&'static str; 3]) -> Result<&'static str, LaunchError> {
         if self.keys == 0 || self.queries == 0 || !self.queries.is_multiple_of(self.keys) {
             return Err(LaunchError::Unsupported(format!(
                 "{} query heads cannot share {} key heads",
@@ -217,26 +214,28 @@ pub(crate) fn scale_log2(scale: f32) -> f32 {
     (f64::from(scale) * std::f64::consts::LOG2_E) as f32
 }
 
-/// Keys of one step of the forward kernel.
-fn forward_step(dim: usize) -> usize {
-    if dim == 128 { 32 } else { 64 }
+/// Whether two blocks of 64 KB are too much for a multiprocessor.
+fn small(gpu: &Gpu) -> bool {
+    gpu.shared_per_block <= 99 << 10
 }
 
 /// One block a tile and head; shared memory holds Q and one tile each of K and V.
-fn forward_geometry(heads: &Heads, works: usize) -> Geometry {
+fn forward_geometry(heads: &Heads, works: usize, small: bool) -> Geometry {
+    let step = if small && heads.dim == 128 { 32 } else { 64 };
     Geometry {
         grid: [(works * heads.queries) as u32, 1, 1],
         block: THREADS,
-        shared: ((FORWARD_TILE + 2 * forward_step(heads.dim)) * 2 * heads.dim) as u32,
+        shared: ((FORWARD_TILE + 2 * step) * 2 * heads.dim) as u32,
     }
 }
 
-/// One block a tile and head (query heads, or key heads); five tiles in shared memory: of the operand that moves first, two.
+/// One block a tile and head (query heads, or key heads); five tiles in shared memory (of the operand that moves first, two),
+/// and two stages of LSE and delta.
 fn backward_geometry(heads: usize, dim: usize, works: usize) -> Geometry {
     Geometry {
         grid: [(works * heads) as u32, 1, 1],
         block: THREADS,
-        shared: (5 * BACKWARD_TILE * 2 * dim) as u32,
+        shared: (5 * BACKWARD_TILE * 2 * dim + 4 * BACKWARD_TILE * 4) as u32,
     }
 }
 
@@ -258,16 +257,21 @@ pub(crate) fn launch_forward(
     params: &ForwardParams,
 ) -> Result<(), LaunchError> {
     expect_tile(works, FORWARD_TILE)?;
+    let small = small(l.gpu());
     let name = heads.pick([
         "attention_forward_32",
         "attention_forward_64",
-        "attention_forward_128",
+        if small {
+            "attention_forward_128_small"
+        } else {
+            "attention_forward_128"
+        },
     ])?;
     let kernel = Kernel {
         family: "attention",
         name,
     };
-    l.launch(kernel, forward_geometry(heads, works.len), params)
+    l.launch(kernel, forward_geometry(heads, works.len, small), params)
 }
 
 /// [`Forward`] on mma.sync: any GPU from sm_80 on. Takes work in tiles of [`FORWARD_TILE`].
@@ -373,10 +377,11 @@ mod tests {
                 dim,
                 window: None,
             };
-            let g = forward_geometry(&heads, 10);
+            let g = forward_geometry(&heads, 10, true);
             assert_eq!(g.grid, [160, 1, 1]);
             assert!(g.shared <= 48 << 10, "two blocks on a part with 99 KB");
-            assert!(backward_geometry(2, dim, 10).shared + 1024 <= 99 << 10);
+            assert!(forward_geometry(&heads, 10, false).shared <= 64 << 10);
+            assert!(backward_geometry(2, dim, 10).shared <= 99 << 10);
         }
     }
 

@@ -88,7 +88,12 @@ enum Part {
 
 /// One persistent block a multiprocessor, or one a tile if there are fewer.
 fn geometry(gpu: &Gpu, part: Part, heads: &Heads, works: usize) -> Geometry {
-    let tiles = works * if part == Part::Keys { heads.keys } else { heads.queries };
+    let tiles = works
+        * if part == Part::Keys {
+            heads.keys
+        } else {
+            heads.queries
+        };
     Geometry {
         grid: [tiles.min(gpu.multiprocessors as usize) as u32, 1, 1],
         block: THREADS,
@@ -116,12 +121,6 @@ fn check(gpu: &Gpu, heads: &Heads, tile: usize) -> Result<(), LaunchError> {
 /// # Errors
 /// What [`supports`] rules out, or the driver's refusal.
 pub fn forward(l: &impl Launcher, a: &Forward) -> Result<(), LaunchError> {
-    forward_by(l, a, if a.heads.dim == 128 { "attention_forward_hopper_128" } else { "attention_forward_hopper_64" })
-}
-
-/// [`forward`] by a kernel of this name: experiments in `examples/`.
-#[doc(hidden)]
-pub fn forward_by(l: &impl Launcher, a: &Forward, name: &'static str) -> Result<(), LaunchError> {
     check(l.gpu(), &a.heads, a.work.tile)?;
     if a.tokens == 0 {
         return Ok(());
@@ -140,8 +139,20 @@ pub fn forward_by(l: &impl Launcher, a: &Forward, name: &'static str) -> Result<
         scale: a.scale,
         pad: [0; 4],
     };
-    let kernel = Kernel { family: FORWARD, name };
-    l.launch(kernel, geometry(l.gpu(), Part::Forward, &a.heads, a.work.len), &params)
+    let name = if a.heads.dim == 128 {
+        "attention_forward_hopper_128"
+    } else {
+        "attention_forward_hopper_64"
+    };
+    let kernel = Kernel {
+        family: FORWARD,
+        name,
+    };
+    l.launch(
+        kernel,
+        geometry(l.gpu(), Part::Forward, &a.heads, a.work.len),
+        &params,
+    )
 }
 
 /// Gradients of [`forward`]; see [`Backward`]. `work.tile` must be [`TILE`]. Two kernels: dq (and delta) by tiles of queries, then dk and dv by
@@ -187,8 +198,15 @@ pub fn backward(l: &impl Launcher, a: &Backward) -> Result<(), LaunchError> {
         ["attention_dq_hopper_64", "attention_dkdv_hopper_64"]
     };
     for (name, part) in names.into_iter().zip([Part::Queries, Part::Keys]) {
-        let kernel = Kernel { family: BACKWARD, name };
-        l.launch(kernel, geometry(l.gpu(), part, &a.heads, a.work.len), &params)?;
+        let kernel = Kernel {
+            family: BACKWARD,
+            name,
+        };
+        l.launch(
+            kernel,
+            geometry(l.gpu(), part, &a.heads, a.work.len),
+            &params,
+        )?;
     }
     Ok(())
 }
@@ -209,7 +227,12 @@ mod tests {
         }
     }
 
-    const QWEN: Heads = Heads { queries: 16, keys: 2, dim: 128, window: None };
+    const QWEN: Heads = Heads {
+        queries: 16,
+        keys: 2,
+        dim: 128,
+        window: None,
+    };
 
     #[test]
     fn one_block_a_multiprocessor_or_a_tile() {
@@ -223,7 +246,10 @@ mod tests {
     fn shared_memory_fits_a_block() {
         for part in [Part::Forward, Part::Queries, Part::Keys] {
             for dim in [64, 128] {
-                assert!(shared(part, dim) <= h200().shared_per_block, "{part:?} {dim}");
+                assert!(
+                    shared(part, dim) <= h200().shared_per_block,
+                    "{part:?} {dim}"
+                );
             }
         }
     }
@@ -232,8 +258,20 @@ mod tests {
     fn windows_and_odd_heads_go_to_the_portable_form() {
         let gpu = h200();
         assert!(supports(&gpu, &QWEN));
-        assert!(!supports(&gpu, &Heads { window: Some(4096), ..QWEN }));
+        assert!(!supports(
+            &gpu,
+            &Heads {
+                window: Some(4096),
+                ..QWEN
+            }
+        ));
         assert!(!supports(&gpu, &Heads { dim: 32, ..QWEN }));
-        assert!(!supports(&Gpu { hopper: false, ..gpu }, &QWEN));
+        assert!(!supports(
+            &Gpu {
+                hopper: false,
+                ..gpu
+            },
+            &QWEN
+        ));
     }
 }

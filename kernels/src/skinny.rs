@@ -101,7 +101,7 @@ fn tiling(group: &Group, epilogue: &Epilogue) -> Result<Tiling, LaunchError> {
         Epilogue::Rope {
             head_dim, rotated, ..
         } => {
-            if head_dim == 0 || head_dim % TILE != 0 || head_dim * rotated > outputs {
+            if head_dim == 0 || !head_dim.is_multiple_of(TILE) || head_dim * rotated > outputs {
                 return unsupported(format!(
                     "{rotated} heads of {head_dim} columns among {outputs}; heads are a multiple of 16 wide"
                 ));
@@ -116,7 +116,7 @@ fn tiling(group: &Group, epilogue: &Epilogue) -> Result<Tiling, LaunchError> {
         }
         Epilogue::SwiGlu(_) => {
             let [gate, up, rest] = group.outputs;
-            if gate != up || rest != 0 || gate % 8 != 0 {
+            if gate != up || rest != 0 || !gate.is_multiple_of(8) {
                 return unsupported(format!(
                     "SwiGLU of members {:?}; it needs two of one width",
                     group.outputs
@@ -140,7 +140,7 @@ fn narrow(what: &str, value: usize) -> Result<u32, LaunchError> {
 /// What every product's parameters have in common; `first` is each member's first row.
 fn params(f: &Forward, tiling: &Tiling) -> Result<Params, LaunchError> {
     let g = &f.group;
-    if g.inputs == 0 || g.inputs % 8 != 0 {
+    if g.inputs == 0 || !g.inputs.is_multiple_of(8) {
         return unsupported(format!(
             "{} inputs; rows must be a multiple of 16 bytes",
             g.inputs
@@ -179,8 +179,8 @@ fn params(f: &Forward, tiling: &Tiling) -> Result<Params, LaunchError> {
     if let Some(low) = f.low
         && g.low() > 0
     {
-        let odd = g.outputs.iter().any(|n| n % 8 != 0);
-        if g.rank % 16 != 0 || g.rank > MAX_RANK || odd {
+        let odd = g.outputs.iter().any(|n| !n.is_multiple_of(8));
+        if !g.rank.is_multiple_of(16) || g.rank > MAX_RANK || odd {
             return unsupported(format!(
                 "adapters of rank {} over members {:?}; rank 16 to 128 by 16, members by 8",
                 g.rank, g.outputs
@@ -247,7 +247,7 @@ pub fn forward_nf4(l: &impl Launcher, f: &Forward, weights: &[Weights]) -> Resul
 
 fn nf4_params(f: &Forward, weights: &[Weights]) -> Result<Params, LaunchError> {
     let g = &f.group;
-    if g.inputs % BLOCK != 0 {
+    if !g.inputs.is_multiple_of(BLOCK) {
         return unsupported(format!(
             "NF4 rows of {} inputs, not a multiple of {BLOCK}: blocks cross rows",
             g.inputs
@@ -323,7 +323,7 @@ pub fn down(
     scale: f32,
     low: Ptr<bf16>,
 ) -> Result<(), LaunchError> {
-    if group.inputs % 8 != 0 {
+    if !group.inputs.is_multiple_of(8) {
         return unsupported(format!(
             "{} inputs; rows must be a multiple of 16 bytes",
             group.inputs

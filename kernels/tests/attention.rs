@@ -14,6 +14,7 @@ use gpu::{Random, f64s, poisoned, poisoned_f32, relative, within};
 use half::bf16;
 use medft_kernels::attention::{self, Backward, Forward, Heads, Rope, Work, Works};
 use medft_kernels::device::Device;
+use medft_kernels::{Geometry, Gpu, Kernel, LaunchError, Launcher, Ptr, TensorMap};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
@@ -68,7 +69,11 @@ fn inputs(case: &Case) -> Inputs {
     let rotated = (h.queries + h.keys) * h.dim;
     let qkv = (0..tokens * width)
         .map(|i| {
-            let deviation = if i % width < rotated { case.deviation } else { 1.0 };
+            let deviation = if i % width < rotated {
+                case.deviation
+            } else {
+                1.0
+            };
             bf16::from_f64(random.normal(deviation))
         })
         .collect();
@@ -91,6 +96,10 @@ fn inputs(case: &Case) -> Inputs {
 }
 
 fn run(device: &Device, case: &Case, i: &Inputs) -> Outputs {
+    run_on(device, device, case, i)
+}
+
+fn run_on(l: &impl Launcher, device: &Device, case: &Case, i: &Inputs) -> Outputs {
     let tokens: usize = case.lengths.iter().sum();
     let qkv = device.upload(&i.qkv).unwrap();
     let dout = device.upload(&i.dout).unwrap();
@@ -115,7 +124,7 @@ fn run(device: &Device, case: &Case, i: &Inputs) -> Outputs {
         tile,
     };
     attention::forward(
-        device,
+        l,
         &Forward {
             heads: case.heads,
             tokens,
@@ -128,7 +137,7 @@ fn run(device: &Device, case: &Case, i: &Inputs) -> Outputs {
     )
     .unwrap();
     attention::backward(
-        device,
+        l,
         &Backward {
             heads: case.heads,
             tokens,
@@ -160,7 +169,11 @@ fn largest(values: &[f64]) -> f64 {
 
 fn largest_error(got: &[f64], want: &[f64]) -> f64 {
     got.iter().zip(want).fold(0.0, |a, (g, w)| {
-        if (g - w).is_finite() { a.max((g - w).abs()) } else { f64::INFINITY }
+        if (g - w).is_finite() {
+            a.max((g - w).abs())
+        } else {
+            f64::INFINITY
+        }
     })
 }
 
@@ -176,8 +189,12 @@ fn judge(what: &str, got: &[f64], want: &[f64], rounding: &[f64], most: f64, flo
 }
 
 fn compare(device: &Device, case: &Case) {
+    compare_on(device, device, case);
+}
+
+fn compare_on(l: &impl Launcher, device: &Device, case: &Case) {
     let i = inputs(case);
-    let got = run(device, case, &i);
+    let got = run_on(l, device, case, &i);
     let (h, scale) = (&case.heads, f64::from(i.scale));
     let (qkv, dout) = (f64s(&i.qkv), f64s(&i.dout));
     let (out, lse) = reference::forward(h, &case.lengths, &qkv, scale, false);
@@ -193,7 +210,9 @@ fn compare(device: &Device, case: &Case) {
         reference::rotate_back(h, &i.table, &i.positions, &mut want);
         reference::rotate_back(h, &i.table, &i.positions, &mut rounding);
     }
-    rounding.iter_mut().for_each(|v| *v = reference::rounded(*v));
+    rounding
+        .iter_mut()
+        .for_each(|v| *v = reference::rounded(*v));
     let got = f64s(&got.dqkv);
     let tokens = case.lengths.iter().sum();
     // dP - delta cancels: f32 noise of sums of `dim` products, times k or q.
@@ -203,10 +222,16 @@ fn compare(device: &Device, case: &Case) {
         ("dk", h.queries, h.keys),
         ("dv", h.queries + h.keys, h.keys),
     ] {
-        let part = |of: &[f64]| {
-            reference::columns(of, h.width(), 0, tokens, from * h.dim, count * h.dim)
-        };
-        judge(what, &part(&got), &part(&want), &part(&rounding), 1e-2, noise);
+        let part =
+            |of: &[f64]| reference::columns(of, h.width(), 0, tokens, from * h.dim, count * h.dim);
+        judge(
+            what,
+            &part(&got),
+            &part(&want),
+            &part(&rounding),
+            1e-2,
+            noise,
+        );
     }
 }
 
@@ -330,6 +355,53 @@ fn real_heads() {
     }
 }
 
+/// The GPU, said to have the shared memory of a 4090 or 5090.
+struct Small<'a>(&'a Device, Gpu);
+
+impl Launcher for Small<'_> {
+    fn gpu(&self) -> &Gpu {
+        &self.1
+    }
+    fn launch<P: bytemuck::Pod>(
+        &self,
+        kernel: Kernel,
+        geometry: Geometry,
+        params: &P,
+    ) -> Result<(), LaunchError> {
+        assert!(geometry.shared <= self.1.shared_per_block);
+        self.0.launch(kernel, geometry, params)
+    }
+    fn tensor_map(
+        &self,
+        _: Ptr<bf16>,
+        _: usize,
+        _: usize,
+        _: usize,
+        _: u32,
+        _: u32,
+    ) -> Result<TensorMap, LaunchError> {
+        unreachable!("no TMA before sm_90")
+    }
+}
+
+#[test]
+fn a_gpu_with_little_shared_memory() {
+    let Some(device) = gpu::gpu() else { return };
+    let mut gpu = device.gpu().clone();
+    gpu.shared_per_block = 99 << 10;
+    let small = Small(device, gpu);
+    for (window, lengths) in [(None, vec![129, 1, 300]), (Some(33), vec![161, 64])] {
+        let case = Case {
+            heads: heads(4, 2, 128, window),
+            lengths,
+            deviation: 1.0,
+            rope: true,
+            seed: 41,
+        };
+        compare_on(&small, device, &case);
+    }
+}
+
 #[test]
 fn a_sequence_is_bitwise_the_same_alone_and_packed() {
     let Some(device) = gpu::gpu() else { return };
@@ -367,7 +439,9 @@ fn a_sequence_is_bitwise_the_same_alone_and_packed() {
                 out: packed.out[rows.start * o_width..rows.end * o_width].to_vec(),
                 dqkv: packed.dqkv[rows.start * width..rows.end * width].to_vec(),
                 lse: (0..case.heads.queries)
-                    .flat_map(|h| packed.lse[h * tokens + rows.start..h * tokens + rows.end].to_vec())
+                    .flat_map(|h| {
+                        packed.lse[h * tokens + rows.start..h * tokens + rows.end].to_vec()
+                    })
                     .collect(),
             };
             assert!(part.bits() == alone.bits(), "dim {dim}, {length} rows");
@@ -440,7 +514,9 @@ fn a_long_sequence_by_samples() {
     let got = run(device, &case, &i);
     let (h, qkv) = (&case.heads, f64s(&i.qkv));
     let (start, length, head, dim) = (1500, 548, 11, 128);
-    let part = |of: &[f64], c: usize, start, len| reference::columns(of, h.width(), start, len, c * dim, dim);
+    let part = |of: &[f64], c: usize, start, len| {
+        reference::columns(of, h.width(), start, len, c * dim, dim)
+    };
     let (k, v) = (part(&qkv, 17, start, length), part(&qkv, 19, start, length));
     let q = part(&qkv, head, start + 500, 48);
     let s = reference::Sequence {
@@ -463,5 +539,12 @@ fn a_long_sequence_by_samples() {
     s.backward(&dout, false, &mut dq, &mut rest.clone(), &mut rest);
     s.backward(&dout, true, &mut dq_rounded, &mut rest.clone(), &mut rest);
     let dqkv = f64s(&got.dqkv);
-    judge("dq", &part(&dqkv, head, start + 500, 48), &dq, &dq_rounded, 1e-2, 1e-5);
+    judge(
+        "dq",
+        &part(&dqkv, head, start + 500, 48),
+        &dq,
+        &dq_rounded,
+        1e-2,
+        1e-5,
+    );
 }

@@ -28,8 +28,19 @@ struct Case {
 
 impl Case {
     fn new(queries: usize, keys: usize, dim: usize, lengths: Vec<usize>, seed: u64) -> Self {
-        let heads = Heads { queries, keys, dim, window: None };
-        Case { heads, lengths, deviation: 1.0, rope: true, seed }
+        let heads = Heads {
+            queries,
+            keys,
+            dim,
+            window: None,
+        };
+        Case {
+            heads,
+            lengths,
+            deviation: 1.0,
+            rope: true,
+            seed,
+        }
     }
 
     fn tokens(&self) -> usize {
@@ -61,7 +72,11 @@ fn inputs(case: &Case) -> Inputs {
     let rotated = (h.queries + h.keys) * h.dim;
     let qkv = (0..case.tokens() * width)
         .map(|i| {
-            let deviation = if i % width < rotated { case.deviation } else { 1.0 };
+            let deviation = if i % width < rotated {
+                case.deviation
+            } else {
+                1.0
+            };
             bf16::from_f64(random.normal(deviation))
         })
         .collect();
@@ -91,7 +106,10 @@ struct Outputs {
 impl Outputs {
     fn bits(&self) -> Vec<u32> {
         let halves = self.out.iter().chain(&self.dqkv);
-        halves.map(|v| u32::from(v.to_bits())).chain(self.lse.iter().map(|v| v.to_bits())).collect()
+        halves
+            .map(|v| u32::from(v.to_bits()))
+            .chain(self.lse.iter().map(|v| v.to_bits()))
+            .collect()
     }
 }
 
@@ -104,14 +122,32 @@ fn run(device: &Device, case: &Case, i: &Inputs, backward: bool) -> Outputs {
     let mut list = attention::work(&case.lengths, TILE);
     list.insert(list.len() / 2, bytemuck::Zeroable::zeroed()); // does nothing
     let list = device.upload::<Work>(&list).unwrap();
-    let work = Works { items: list.ptr(), len: list.len(), tile: TILE };
-    let forward = Forward { heads, tokens, work, qkv: qkv.ptr(), scale: i.scale, out: out.ptr(), lse: lse.ptr() };
+    let work = Works {
+        items: list.ptr(),
+        len: list.len(),
+        tile: TILE,
+    };
+    let forward = Forward {
+        heads,
+        tokens,
+        work,
+        qkv: qkv.ptr(),
+        scale: i.scale,
+        out: out.ptr(),
+        lse: lse.ptr(),
+    };
     attention_hopper::forward(device, &forward).unwrap();
     let mut gradients = Vec::new();
     if backward {
         let dout = device.upload(&i.dout).unwrap();
-        let (table, positions) = (device.upload(&i.table).unwrap(), device.upload(&i.positions).unwrap());
-        let rope = case.rope.then_some(Rope { table: table.ptr(), positions: positions.ptr() });
+        let (table, positions) = (
+            device.upload(&i.table).unwrap(),
+            device.upload(&i.positions).unwrap(),
+        );
+        let rope = case.rope.then_some(Rope {
+            table: table.ptr(),
+            positions: positions.ptr(),
+        });
         let dqkv = poisoned(device, i.qkv.len());
         let delta = poisoned_f32(device, heads.queries * tokens);
         let backward = Backward {
@@ -130,7 +166,11 @@ fn run(device: &Device, case: &Case, i: &Inputs, backward: bool) -> Outputs {
         attention_hopper::backward(device, &backward).unwrap();
         gradients = dqkv.download().unwrap();
     }
-    Outputs { out: out.download().unwrap(), lse: lse.download().unwrap(), dqkv: gradients }
+    Outputs {
+        out: out.download().unwrap(),
+        lse: lse.download().unwrap(),
+        dqkv: gradients,
+    }
 }
 
 fn largest(values: &[f64]) -> f64 {
@@ -138,7 +178,15 @@ fn largest(values: &[f64]) -> f64 {
 }
 
 /// Relative norm and largest error of `got`, judged by those of the reference that rounds. `floor`: f32 noise where that reference is exact.
-fn judge(what: &str, case: &Case, got: &[f64], want: &[f64], rounding: &[f64], most: f64, floor: f64) {
+fn judge(
+    what: &str,
+    case: &Case,
+    got: &[f64],
+    want: &[f64],
+    rounding: &[f64],
+    most: f64,
+    floor: f64,
+) {
     let errors: Vec<f64> = rounding.iter().zip(want).map(|(r, w)| r - w).collect();
     let bound = 2.0 * largest(&errors) + floor;
     within(&format!("{what} of {case:?}"), got, want, |_| bound);
@@ -159,7 +207,15 @@ fn compare(device: &Device, case: &Case, backward: bool) {
     let noise = 1e-5 * largest(&qkv);
     let got_lse: Vec<f64> = got.lse.iter().map(|v| f64::from(*v)).collect();
     within("lse", &got_lse, &lse, |_| 1e-4);
-    judge("out", case, &f64s(&got.out), &out, &out_rounded, 4e-3, noise);
+    judge(
+        "out",
+        case,
+        &f64s(&got.out),
+        &out,
+        &out_rounded,
+        4e-3,
+        noise,
+    );
     if !backward {
         return;
     }
@@ -169,16 +225,29 @@ fn compare(device: &Device, case: &Case, backward: bool) {
         reference::rotate_back(h, &i.table, &i.positions, &mut want);
         reference::rotate_back(h, &i.table, &i.positions, &mut rounding);
     }
-    rounding.iter_mut().for_each(|v| *v = reference::rounded(*v));
+    rounding
+        .iter_mut()
+        .for_each(|v| *v = reference::rounded(*v));
     let got = f64s(&got.dqkv);
     // dP - delta cancels: f32 noise of sums of `dim` products, times k or q.
     let noise = 1e-5 * largest(&dout) * largest(&qkv) * largest(&qkv) * scale;
-    for (what, from, count) in
-        [("dq", 0, h.queries), ("dk", h.queries, h.keys), ("dv", h.queries + h.keys, h.keys)]
-    {
-        let part =
-            |of: &[f64]| reference::columns(of, h.width(), 0, case.tokens(), from * h.dim, count * h.dim);
-        judge(what, case, &part(&got), &part(&want), &part(&rounding), 1e-2, noise);
+    for (what, from, count) in [
+        ("dq", 0, h.queries),
+        ("dk", h.queries, h.keys),
+        ("dv", h.queries + h.keys, h.keys),
+    ] {
+        let part = |of: &[f64]| {
+            reference::columns(of, h.width(), 0, case.tokens(), from * h.dim, count * h.dim)
+        };
+        judge(
+            what,
+            case,
+            &part(&got),
+            &part(&want),
+            &part(&rounding),
+            1e-2,
+            noise,
+        );
     }
 }
 
@@ -186,8 +255,12 @@ fn any_case() -> impl Strategy<Value = Case> {
     let ratio = prop::sample::select(vec![(1, 1), (2, 1), (3, 3), (4, 2), (6, 2), (7, 1), (8, 1)]);
     let dim = prop::sample::select(vec![64usize, 128]);
     let lengths = prop::collection::vec(1usize..400, 1..4);
-    (ratio, dim, lengths, any::<bool>(), any::<u64>())
-        .prop_map(|((q, k), dim, lengths, rope, seed)| Case { rope, ..Case::new(q, k, dim, lengths, seed) })
+    (ratio, dim, lengths, any::<bool>(), any::<u64>()).prop_map(
+        |((q, k), dim, lengths, rope, seed)| Case {
+            rope,
+            ..Case::new(q, k, dim, lengths, seed)
+        },
+    )
 }
 
 proptest! {
@@ -210,11 +283,17 @@ proptest! {
 
 fn around_the_tiles(backward: bool) {
     let Some(device) = hopper() else { return };
+    let mut failed = Vec::new();
     for dim in [128, 64] {
         for length in [128, 1, 64, 65, 127, 129, 255, 256, 257, 641] {
-            compare(device, &Case::new(2, 1, dim, vec![length], length as u64), backward);
+            let case = Case::new(2, 1, dim, vec![length], length as u64);
+            let one = std::panic::AssertUnwindSafe(|| compare(device, &case, backward));
+            if std::panic::catch_unwind(one).is_err() {
+                failed.push((dim, length));
+            }
         }
     }
+    assert!(failed.is_empty(), "(dim, length) {failed:?}");
 }
 
 #[test]
@@ -249,7 +328,14 @@ fn backward_of_many_tiles() {
 fn large_logits(backward: bool) {
     let Some(device) = hopper() else { return };
     for dim in [64, 128] {
-        compare(device, &Case { deviation: 5.0, ..Case::new(4, 2, dim, vec![150, 70, 1], 3) }, backward);
+        compare(
+            device,
+            &Case {
+                deviation: 5.0,
+                ..Case::new(4, 2, dim, vec![150, 70, 1], 3)
+            },
+            backward,
+        );
     }
 }
 
@@ -281,9 +367,23 @@ fn backward_of_a_sequence_is_bitwise_the_same_alone_and_packed() {
                 positions: i.positions[rows.clone()].to_vec(),
                 scale: i.scale,
             };
-            let alone = run(device, &Case { lengths: vec![length], ..case.clone() }, &part, true);
-            assert!(packed.out[rows.start * o_width..rows.end * o_width] == alone.out, "out, {length} rows");
-            assert!(packed.dqkv[rows.start * width..rows.end * width] == alone.dqkv, "dqkv, {length} rows");
+            let alone = run(
+                device,
+                &Case {
+                    lengths: vec![length],
+                    ..case.clone()
+                },
+                &part,
+                true,
+            );
+            assert!(
+                packed.out[rows.start * o_width..rows.end * o_width] == alone.out,
+                "out, {length} rows"
+            );
+            assert!(
+                packed.dqkv[rows.start * width..rows.end * width] == alone.dqkv,
+                "dqkv, {length} rows"
+            );
             start += length;
         }
     }
@@ -296,7 +396,10 @@ fn twenty_runs(backward: bool) {
         let i = inputs(&case);
         let first = run(device, &case, &i, backward).bits();
         for _ in 1..20 {
-            assert!(run(device, &case, &i, backward).bits() == first, "dim {dim}");
+            assert!(
+                run(device, &case, &i, backward).bits() == first,
+                "dim {dim}"
+            );
         }
     }
 }

@@ -82,7 +82,11 @@ fn inputs(case: &Case) -> Inputs {
     let rotated = (case.heads.queries + case.heads.keys) * dim;
     let qkv = (0..case.tokens() * width)
         .map(|i| {
-            let deviation = if i % width < rotated { case.deviation } else { 1.0 };
+            let deviation = if i % width < rotated {
+                case.deviation
+            } else {
+                1.0
+            };
             bf16::from_f64(random.normal(deviation))
         })
         .collect();
@@ -117,8 +121,15 @@ fn run(device: &Device, case: &Case, i: &Inputs, spare: bool) -> Outputs {
     let lengths: Vec<usize> = case.sequences.iter().map(|s| s.1).collect();
     let work = attention::work(&lengths, attention::FORWARD_TILE);
     let work = device.upload::<Work>(&work).unwrap();
-    let longest = if spare { case.capacity() } else { case.longest() };
-    let partial = poisoned_f32(device, decode::scratch_len(&case.heads, list.len(), longest));
+    let longest = if spare {
+        case.capacity()
+    } else {
+        case.longest()
+    };
+    let partial = poisoned_f32(
+        device,
+        decode::scratch_len(&case.heads, list.len(), longest),
+    );
     let scale = (1.0 / (case.heads.dim as f64).sqrt()) as f32;
     let args = Cached {
         heads: case.heads,
@@ -173,7 +184,10 @@ fn compare(device: &Device, case: &Case) {
         start += length;
     }
     assert!(bits(&got.keys) == bits(&keys), "cached keys: {case:?}");
-    assert!(bits(&got.values) == bits(&values), "cached values: {case:?}");
+    assert!(
+        bits(&got.values) == bits(&values),
+        "cached values: {case:?}"
+    );
 
     let (qkv, out) = (f64s(&i.qkv), f64s(&got.out));
     let (mut want, mut rounding, mut mine) = (Vec::new(), Vec::new(), Vec::new());
@@ -196,18 +210,36 @@ fn compare(device: &Device, case: &Case) {
             want.extend(sequence.forward(false).0);
             rounding.extend(sequence.forward(true).0);
             let width = h.queries * dim;
-            mine.extend(reference::columns(&out, width, start, length, head * dim, dim));
+            mine.extend(reference::columns(
+                &out,
+                width,
+                start,
+                length,
+                head * dim,
+                dim,
+            ));
         }
         start += length;
     }
-    let honest = rounding.iter().zip(&want).fold(0.0f64, |a, (r, w)| a.max((r - w).abs()));
+    let honest = rounding
+        .iter()
+        .zip(&want)
+        .fold(0.0f64, |a, (r, w)| a.max((r - w).abs()));
     let error = relative(&mine, &want);
     assert!(error <= 4e-3, "relative {error:.2e}: {case:?}");
     within("out", &mine, &want, |_| 2.0 * honest + 4e-5);
 }
 
 fn any_heads() -> impl Strategy<Value = Heads> {
-    let ratio = prop::sample::select(vec![(1, 1), (2, 2), (4, 2), (6, 2), (7, 1), (8, 1), (20, 1)]);
+    let ratio = prop::sample::select(vec![
+        (1, 1),
+        (2, 2),
+        (4, 2),
+        (6, 2),
+        (7, 1),
+        (8, 1),
+        (20, 1),
+    ]);
     let dim = prop::sample::select(vec![32usize, 64, 128]);
     let window = prop_oneof![2 => Just(None), 1 => (1u32..900).prop_map(Some)];
     (ratio, dim, window).prop_map(|((q, k), dim, window)| heads(q, k, dim, window))
@@ -245,7 +277,9 @@ fn pasts_around_steps_and_chunks() {
     let Some(device) = gpu::gpu() else { return };
     for dim in [32, 64, 128] {
         for window in [None, Some(64), Some(513)] {
-            let pasts = [0, 1, 15, 16, 17, 62, 63, 64, 65, 510, 511, 512, 513, 1023, 1024, 1535];
+            let pasts = [
+                0, 1, 15, 16, 17, 62, 63, 64, 65, 510, 511, 512, 513, 1023, 1024, 1535,
+            ];
             compare(
                 device,
                 &Case {
@@ -325,9 +359,18 @@ fn compact_moves_slots_down() {
         random.bf16s(layers * slots * slot, 1.0),
         random.bf16s(layers * slots * slot, 1.0),
     );
-    for keep in [vec![0u32, 1, 2], vec![1, 2, 3, 6], vec![0, 3, 4], vec![6], vec![]] {
+    for keep in [
+        vec![0u32, 1, 2],
+        vec![1, 2, 3, 6],
+        vec![0, 3, 4],
+        vec![6],
+        vec![],
+    ] {
         let lengths: Vec<u32> = keep.iter().map(|k| 20 + 15 * k).collect();
-        let (k, v) = (device.upload(&keys).unwrap(), device.upload(&values).unwrap());
+        let (k, v) = (
+            device.upload(&keys).unwrap(),
+            device.upload(&values).unwrap(),
+        );
         let (keep_there, lengths_there) = (
             device.upload(&keep).unwrap(),
             device.upload(&lengths).unwrap(),
@@ -346,13 +389,21 @@ fn compact_moves_slots_down() {
             count: keep.len(),
         };
         decode::compact(device, &args).unwrap();
-        for (before, after) in [(&keys, k.download().unwrap()), (&values, v.download().unwrap())] {
+        for (before, after) in [
+            (&keys, k.download().unwrap()),
+            (&values, v.download().unwrap()),
+        ] {
             for layer in 0..layers {
                 for (i, from) in keep.iter().enumerate() {
                     for head in 0..heads.keys {
-                        let at = |s: usize| ((layer * slots + s) * heads.keys + head) * capacity * heads.dim;
+                        let at = |s: usize| {
+                            ((layer * slots + s) * heads.keys + head) * capacity * heads.dim
+                        };
                         let len = lengths[i] as usize * heads.dim;
-                        assert!(after[at(i)..at(i) + len] == before[at(*from as usize)..at(*from as usize) + len]);
+                        assert!(
+                            after[at(i)..at(i) + len]
+                                == before[at(*from as usize)..at(*from as usize) + len]
+                        );
                     }
                 }
             }

@@ -32,7 +32,7 @@ pub fn all(bench: &mut Bench) {
 
 fn case(bench: &mut Bench, name: &str, rows: usize, vocab: usize, settings: Settings) {
     bench.case_in_graph(name, Work::bytes(4 * rows * vocab), 10, |rig| {
-        // Scores of deviation 3: a nucleus of some hundred tokens, as of a language model.
+        // About normal scores of deviation 3, not a language model's: how many tokens top-p keeps is not looked at.
         let logits: Vec<f32> = rig.numbers.iter().cycle().take(rows * vocab).map(|x| 6.0 * x).collect();
         let logits = rig.upload(&logits);
         let seen: Vec<u32> = (0..rows * SEEN).map(|i| (i * 7919 % vocab) as u32).collect();

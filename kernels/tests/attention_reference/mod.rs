@@ -77,7 +77,7 @@ impl Sequence<'_> {
         (out, lse)
     }
 
-    /// Adds to dq, dk, dv of this head; with `round`, P and dS are rounded and the row sums use the rounded output.
+    /// Adds to dq, dk, dv of this head; with `round`, P and dS are rounded and the row sums use the output of a rounding [`Sequence::forward`].
     pub fn backward(
         &self,
         dout: &[f64],
@@ -87,15 +87,12 @@ impl Sequence<'_> {
         dv: &mut [f64],
     ) {
         let dim = self.dim;
-        let (out, lse) = self.forward(false);
+        let (exact, lse) = self.forward(false);
+        let out = if round { self.forward(true).0 } else { exact };
         for i in 0..self.q.len() / dim {
             let (from, s) = self.scores(i);
             let d_out = row(dout, i, dim);
-            let o: Vec<f64> = row(&out, i, dim)
-                .iter()
-                .map(|o| if round { rounded(*o) } else { *o })
-                .collect();
-            let delta = dot(d_out, &o);
+            let delta = dot(d_out, row(&out, i, dim));
             for (j, s) in s.iter().enumerate() {
                 let j = from + j;
                 let p = (s - lse[i]).exp();
@@ -131,19 +128,16 @@ pub fn columns(
     dim: usize,
 ) -> Vec<f64> {
     (start..start + len)
-        .flat_map(|r| of[r * width + column..r * width + column + dim].iter().copied())
+        .flat_map(|r| {
+            of[r * width + column..r * width + column + dim]
+                .iter()
+                .copied()
+        })
         .collect()
 }
 
 /// The inverse of [`columns`].
-pub fn put(
-    to: &mut [f64],
-    width: usize,
-    start: usize,
-    column: usize,
-    dim: usize,
-    from: &[f64],
-) {
+pub fn put(to: &mut [f64], width: usize, start: usize, column: usize, dim: usize, from: &[f64]) {
     for (i, from) in from.chunks_exact(dim).enumerate() {
         let at = (start + i) * width + column;
         to[at..at + dim].copy_from_slice(from);
@@ -201,8 +195,7 @@ pub fn backward(
         let kv = head / heads.group();
         let at = [head, heads.queries + kv, heads.queries + heads.keys + kv];
         let [q, k, v] = at.map(|c| columns(qkv, width, start, len, c * dim, dim));
-        let [mut dq, mut dk, mut dv] =
-            at.map(|c| columns(&dqkv, width, start, len, c * dim, dim));
+        let [mut dq, mut dk, mut dv] = at.map(|c| columns(&dqkv, width, start, len, c * dim, dim));
         let s = Sequence {
             q: &q,
             k: &k,
@@ -235,10 +228,7 @@ fn each(heads: &Heads, lengths: &[usize], mut job: impl FnMut(usize, usize, usiz
 pub fn rotate_back(heads: &Heads, table: &[f32], positions: &[u32], dqkv: &mut [f64]) {
     let (dim, half) = (heads.dim, heads.dim / 2);
     for (row, position) in dqkv.chunks_exact_mut(heads.width()).zip(positions) {
-        for head in row
-            .chunks_exact_mut(dim)
-            .take(heads.queries + heads.keys)
-        {
+        for head in row.chunks_exact_mut(dim).take(heads.queries + heads.keys) {
             for c in 0..half {
                 let at = *position as usize * dim + 2 * c;
                 let (cos, sin) = (f64::from(table[at]), f64::from(table[at + 1]));

@@ -91,11 +91,15 @@ pub struct Data {
     pub device: On,
 }
 
+/// Codes, scales, scale codes and nested scales of a member.
+pub type Held = (Buffer<u8>, Buffer<f32>, Buffer<u8>, Buffer<f32>);
+
 pub struct On {
     pub x: Buffer<bf16>,
     pub weight: Buffer<bf16>,
     pub members: Vec<Weights>,
-    pub _keep: Vec<(Buffer<u8>, Buffer<f32>, Buffer<u8>, Buffer<f32>)>,
+    /// Keeps the members' memory alive.
+    pub _keep: Vec<Held>,
     pub bias: Buffer<f32>,
     pub low: Buffer<bf16>,
     pub b: Buffer<bf16>,
