@@ -72,7 +72,9 @@ impl<'a> CustLauncher<'a> {
                 attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
             ),
             multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-            shared_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+            shared_per_block: attribute(
+                Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+            )?,
             l2: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
             memory: device.total_memory().map_err(driver(asking))? as u64,
             hopper: false,
@@ -98,7 +100,9 @@ impl<'a> CustLauncher<'a> {
 
 fn load(family: &str) -> Result<Module, LaunchError> {
     let image = FATBINS.iter().find(|(name, _)| *name == family);
-    let (_, image) = image.ok_or_else(|| LaunchError::Unsupported(format!("this build has no `{family}` kernels for any GPU")))?;
+    let (_, image) = image.ok_or_else(|| {
+        LaunchError::Unsupported(format!("this build has no `{family}` kernels for any GPU"))
+    })?;
     Module::from_fatbin(image, &[]).map_err(driver(&format!("loading the `{family}` kernels")))
 }
 
@@ -107,7 +111,12 @@ impl Launcher for CustLauncher<'_> {
         &self.gpu
     }
 
-    fn launch<P: Pod>(&self, kernel: Kernel, geometry: Geometry, params: &P) -> Result<(), LaunchError> {
+    fn launch<P: Pod>(
+        &self,
+        kernel: Kernel,
+        geometry: Geometry,
+        params: &P,
+    ) -> Result<(), LaunchError> {
         let Geometry {
             grid: [x, y, z],
             block,
@@ -122,19 +131,34 @@ impl Launcher for CustLauncher<'_> {
             std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
             std::collections::hash_map::Entry::Vacant(new) => new.insert(load(kernel.family)?),
         };
-        let function = module.get_function(kernel.name).map_err(driver(kernel.name))?;
+        let function = module
+            .get_function(kernel.name)
+            .map_err(driver(kernel.name))?;
         if shared > SHARED_AT_ONCE {
-            let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let most =
+                sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: a function of a loaded module; `cust` itself has no words for this attribute.
             let code = unsafe { sys::cuFuncSetAttribute(function.to_raw(), most, shared as i32) };
             answer(kernel.name, code)?;
         }
         let arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
         // SAFETY: the kernel takes one struct of this layout (sizes are asserted on both sides); the driver copies it before it returns.
-        unsafe { self.stream.launch(&function, (x, y, z), block, shared, &arguments) }.map_err(driver(kernel.name))
+        unsafe {
+            self.stream
+                .launch(&function, (x, y, z), block, shared, &arguments)
+        }
+        .map_err(driver(kernel.name))
     }
 
-    fn tensor_map(&self, _: Ptr<half::bf16>, _: usize, _: usize, _: usize, _: u32, _: u32) -> Result<TensorMap, LaunchError> {
+    fn tensor_map(
+        &self,
+        _: Ptr<half::bf16>,
+        _: usize,
+        _: usize,
+        _: usize,
+        _: u32,
+        _: u32,
+    ) -> Result<TensorMap, LaunchError> {
         Err(LaunchError::Unsupported(
             "`cust` cannot describe a matrix to the copy engine (it has no cuTensorMapEncodeTiled): launch the Hopper kernels through \
              `device::Device`, or the portable form of this op"

@@ -19,9 +19,17 @@ use medft_kernels::{Gpu, LaunchError, Launcher, Ptr, gemm, gemm_hopper, norm};
 fn theirs(device: &Device) -> (Context, Stream) {
     cust::init(cust::CudaFlags::empty()).unwrap();
     let context = Context::new(cust::device::Device::get_device(0).unwrap()).unwrap();
-    assert_eq!(context.as_raw() as usize, device.raw().0 as usize, "two contexts");
+    assert_eq!(
+        context.as_raw() as usize,
+        device.raw().0 as usize,
+        "two contexts"
+    );
     let stream = Stream::new(StreamFlags::DEFAULT, None).unwrap();
-    assert_ne!(stream.as_inner() as usize, device.raw().1 as usize, "one stream");
+    assert_ne!(
+        stream.as_inner() as usize,
+        device.raw().1 as usize,
+        "one stream"
+    );
     (context, stream)
 }
 
@@ -56,12 +64,17 @@ fn norm_has_the_same_bits() {
             l(y.ptr(), rstd.ptr());
             (bits(&y.download().unwrap()), rstd.download().unwrap())
         };
-        let ours = run(&|y, rstd| norm::forward(device, rows, columns, 1e-6, x.ptr(), gain.ptr(), y, rstd).unwrap());
+        let ours = run(&|y, rstd| {
+            norm::forward(device, rows, columns, 1e-6, x.ptr(), gain.ptr(), y, rstd).unwrap()
+        });
         let theirs = run(&|y, rstd| {
             norm::forward(&launcher, rows, columns, 1e-6, x.ptr(), gain.ptr(), y, rstd).unwrap();
             stream.synchronize().unwrap();
         });
-        assert!(ours.1.iter().all(|r| r.is_finite() && *r > 0.0), "rstd was not written");
+        assert!(
+            ours.1.iter().all(|r| r.is_finite() && *r > 0.0),
+            "rstd was not written"
+        );
         assert!(ours == theirs, "norm {rows} x {columns}: different bits");
     }
 }
@@ -82,8 +95,13 @@ fn products_have_the_same_bits() {
             rank: 16,
         };
         let (n, k) = (group.columns(), group.inputs);
-        let mut upload = |len: usize, deviation| device.upload(&random.bf16s(len, deviation)).unwrap();
-        let (x, w, residual) = (upload(rows * k, 1.0), upload(n * k, 0.05), upload(rows * n, 1.0));
+        let mut upload =
+            |len: usize, deviation| device.upload(&random.bf16s(len, deviation)).unwrap();
+        let (x, w, residual) = (
+            upload(rows * k, 1.0),
+            upload(n * k, 0.05),
+            upload(rows * n, 1.0),
+        );
         let (low, b) = (upload(rows * group.low(), 0.3), upload(n * group.rank, 0.3));
         let forward = |y| Forward {
             group,
@@ -106,7 +124,10 @@ fn products_have_the_same_bits() {
         stream.synchronize().unwrap();
         let mut theirs = vec![0; rows * n];
         cust::memory::CopyDestination::copy_to(&*y, &mut theirs).unwrap();
-        assert!(ours.iter().all(|v| !bf16::from_bits(*v).is_nan()), "not every element was written");
+        assert!(
+            ours.iter().all(|v| !bf16::from_bits(*v).is_nan()),
+            "not every element was written"
+        );
         assert!(ours == theirs, "product of {rows} rows: different bits");
     }
 }
@@ -125,9 +146,14 @@ fn hopper_kernels_are_refused_in_words() {
         y: gemm_hopper::Product::F32(Ptr::new(256)),
     };
     assert!(!gemm_hopper::supports_plain(launcher.gpu(), &plain));
-    assert!(matches!(gemm_hopper::plain_nt(&launcher, &plain), Err(LaunchError::Unsupported(_))));
+    assert!(matches!(
+        gemm_hopper::plain_nt(&launcher, &plain),
+        Err(LaunchError::Unsupported(_))
+    ));
     match launcher.tensor_map(Ptr::new(256), 1, 64, 64, 1, 64) {
-        Err(e @ LaunchError::Unsupported(_)) => assert!(e.to_string().contains("cuTensorMapEncodeTiled"), "{e}"),
+        Err(e @ LaunchError::Unsupported(_)) => {
+            assert!(e.to_string().contains("cuTensorMapEncodeTiled"), "{e}")
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -143,12 +169,28 @@ fn a_chain_may_cross_wrappers() {
     let x = device.upload(&random.bf16s(rows * columns, 2.0)).unwrap();
     let gain = device.upload(&random.f32s(columns, 1.0)).unwrap();
     let rstd = poisoned_f32(device, rows);
-    let (middle, out, twice) = (poisoned(device, rows * columns), poisoned(device, rows * columns), poisoned(device, rows * columns));
-    let step = |l: &Device, from: Ptr<bf16>, to: Ptr<bf16>| norm::forward(l, rows, columns, 1e-6, from, gain.ptr(), to, rstd.ptr()).unwrap();
+    let (middle, out, twice) = (
+        poisoned(device, rows * columns),
+        poisoned(device, rows * columns),
+        poisoned(device, rows * columns),
+    );
+    let step = |l: &Device, from: Ptr<bf16>, to: Ptr<bf16>| {
+        norm::forward(l, rows, columns, 1e-6, from, gain.ptr(), to, rstd.ptr()).unwrap()
+    };
     step(device, x.ptr(), middle.ptr());
     step(device, middle.ptr(), twice.ptr());
     device.synchronize().unwrap();
-    norm::forward(&launcher, rows, columns, 1e-6, middle.ptr(), gain.ptr(), out.ptr(), rstd.ptr()).unwrap();
+    norm::forward(
+        &launcher,
+        rows,
+        columns,
+        1e-6,
+        middle.ptr(),
+        gain.ptr(),
+        out.ptr(),
+        rstd.ptr(),
+    )
+    .unwrap();
     stream.synchronize().unwrap();
     assert!(bits(&out.download().unwrap()) == bits(&twice.download().unwrap()));
 }

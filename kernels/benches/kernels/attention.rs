@@ -93,10 +93,22 @@ type Back = fn(&Device, &Backward) -> Result<(), LaunchError>;
 pub fn all(bench: &mut Bench) {
     if bench.hopper() {
         let (forward, backward) = (attention_hopper::forward, attention_hopper::backward);
-        family(bench, "attention_hopper", [attention_hopper::TILE; 2], forward, backward);
+        family(
+            bench,
+            "attention_hopper",
+            [attention_hopper::TILE; 2],
+            forward,
+            backward,
+        );
     }
     let tiles = [attention::FORWARD_TILE, attention::BACKWARD_TILE];
-    family(bench, "attention", tiles, attention::forward, attention::backward);
+    family(
+        bench,
+        "attention",
+        tiles,
+        attention::forward,
+        attention::backward,
+    );
     decoding(bench);
 }
 
@@ -106,22 +118,31 @@ fn family(bench: &mut Bench, family: &str, tiles: [usize; 2], forward: Ahead, ba
         for length in [512, 2048, 8192] {
             let flops = 2.0 * (TOKENS * length) as f64 * (heads.dim * heads.queries) as f64;
             let at = format!("{} x {length}/{}", TOKENS / length, model.name);
-            bench.case(&format!("{family}/forward {at}"), Cost::flops(flops), |rig| {
-                let pack = Pack::new(rig, heads, length, tiles[0]);
-                move |d| forward(d, &pack.forward())
-            });
-            bench.case(&format!("{family}/backward {at}"), Cost::flops(2.5 * flops), |rig| {
-                // The log-sum-exp that backward reads is a true one: huge exponentials would be another bench.
-                let ahead = Pack::new(rig, heads, length, tiles[0]);
-                forward(&rig.gpu, &ahead.forward()).unwrap();
-                let list = rig.upload(&attention::work(&vec![length; TOKENS / length], tiles[1]));
-                let pack = Pack {
-                    tile: tiles[1],
-                    works: list,
-                    ..ahead
-                };
-                move |d| backward(d, &pack.backward())
-            });
+            bench.case(
+                &format!("{family}/forward {at}"),
+                Cost::flops(flops),
+                |rig| {
+                    let pack = Pack::new(rig, heads, length, tiles[0]);
+                    move |d| forward(d, &pack.forward())
+                },
+            );
+            bench.case(
+                &format!("{family}/backward {at}"),
+                Cost::flops(2.5 * flops),
+                |rig| {
+                    // The log-sum-exp that backward reads is a true one: huge exponentials would be another bench.
+                    let ahead = Pack::new(rig, heads, length, tiles[0]);
+                    forward(&rig.gpu, &ahead.forward()).unwrap();
+                    let list =
+                        rig.upload(&attention::work(&vec![length; TOKENS / length], tiles[1]));
+                    let pack = Pack {
+                        tile: tiles[1],
+                        works: list,
+                        ..ahead
+                    };
+                    move |d| backward(d, &pack.backward())
+                },
+            );
         }
     }
 }
@@ -132,14 +153,20 @@ fn decoding(bench: &mut Bench) {
         let heads = heads(model);
         for (batch, context) in [(1, 544), (1, 4096), (48, 544), (48, 4096)] {
             let bytes = batch * heads.keys * context * heads.dim * 4;
-            let name = format!("decode/attend batch {batch} context {context}/{}", model.name);
+            let name = format!(
+                "decode/attend batch {batch} context {context}/{}",
+                model.name
+            );
             bench.case_in_graph(&name, Cost::bytes(bytes), 56, |rig| {
                 let capacity = context.next_multiple_of(64);
                 let lane = batch * heads.keys * capacity * heads.dim;
                 // Layers enough that a layer's cache has left L2 when its turn comes again.
                 let layers = (256usize << 20).div_ceil(4 * lane).clamp(1, 28);
                 let (keys, values) = (rig.bf16(layers * lane), rig.bf16(layers * lane));
-                let (qkv, out) = (rig.bf16(batch * heads.width()), rig.bf16(batch * heads.queries * heads.dim));
+                let (qkv, out) = (
+                    rig.bf16(batch * heads.width()),
+                    rig.bf16(batch * heads.queries * heads.dim),
+                );
                 let places: Vec<Place> = (0..batch as u32)
                     .map(|s| Place {
                         slot: s,

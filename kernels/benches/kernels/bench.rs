@@ -58,7 +58,9 @@ impl Rig {
         let buffer = self.gpu.alloc::<T>(len).unwrap();
         for at in (0..len).step_by(block.len()) {
             let some = block.len().min(len - at);
-            self.gpu.copy(buffer.ptr().at(at), block.ptr(), some).unwrap();
+            self.gpu
+                .copy(buffer.ptr().at(at), block.ptr(), some)
+                .unwrap();
         }
         buffer
     }
@@ -116,7 +118,10 @@ impl Bench {
         let mut state = 1;
         let words: Vec<u64> = (0..BLOCK).map(|_| splitmix(&mut state)).collect();
         let sum = |w: &u64| (0..4).map(|i| (w >> (16 * i)) & 0xffff).sum::<u64>();
-        let wide: Vec<f32> = words.iter().map(|w| (sum(w) as f32 / 65536.0 - 2.0) * 0.866).collect();
+        let wide: Vec<f32> = words
+            .iter()
+            .map(|w| (sum(w) as f32 / 65536.0 - 2.0) * 0.866)
+            .collect();
         let normal: Vec<bf16> = wide.iter().map(|x| bf16::from_f32(*x)).collect();
         let rig = Rig {
             normal: gpu.upload(&normal).unwrap(),
@@ -146,9 +151,17 @@ impl Bench {
             for _ in 0..3 {
                 gpu.time(flop).unwrap();
             }
-            median((0..SAMPLES).map(|_| f64::from(gpu.time(flop).unwrap())).collect())
+            median(
+                (0..SAMPLES)
+                    .map(|_| f64::from(gpu.time(flop).unwrap()))
+                    .collect(),
+            )
         };
-        let (x, w, y) = (self.rig.bf16(n * n), self.rig.bf16(n * n), self.rig.bf16(n * n));
+        let (x, w, y) = (
+            self.rig.bf16(n * n),
+            self.rig.bf16(n * n),
+            self.rig.bf16(n * n),
+        );
         let (how, ms) = if gpu.gpu().hopper {
             let plain = gemm_hopper::Plain {
                 rows: n,
@@ -162,7 +175,10 @@ impl Bench {
         } else {
             let shape = gemm::Shape { m: n, n, k: n };
             let to = gemm::Output::Bf16(y.ptr());
-            ("gemm", often(&|| gemm::plain_nt(gpu, shape, x.ptr(), n, w.ptr(), n, to)))
+            (
+                "gemm",
+                often(&|| gemm::plain_nt(gpu, shape, x.ptr(), n, w.ptr(), n, to)),
+            )
         };
         self.dense = 2.0 * (n as f64).powi(3) / ms / 1e9;
         let bytes = 1 << 30;
@@ -171,7 +187,10 @@ impl Bench {
         self.copy = 2.0 * bytes as f64 / ms / 1e6;
         let (major, minor) = gpu.driver_version();
         println!("{}, driver for CUDA {major}.{minor}", gpu.gpu().name);
-        println!("ceilings: {:.0} TFLOP/s ({how}, 8192^3, bf16), {:.0} GB/s (copy of 1 GiB, read and written)", self.dense, self.copy);
+        println!(
+            "ceilings: {:.0} TFLOP/s ({how}, 8192^3, bf16), {:.0} GB/s (copy of 1 GiB, read and written)",
+            self.dense, self.copy
+        );
     }
 
     /// Times `op`, launch by launch; for ops that take longer than the host to launch them.
@@ -190,7 +209,11 @@ impl Bench {
                 op
             });
             b.iter_custom(|calls| {
-                let ms = f64::from(rig.gpu.time(|| (0..calls).try_for_each(|_| op(&rig.gpu))).unwrap());
+                let ms = f64::from(
+                    rig.gpu
+                        .time(|| (0..calls).try_for_each(|_| op(&rig.gpu)))
+                        .unwrap(),
+                );
                 times.push(ms / calls as f64);
                 Duration::from_secs_f64(ms / 1e3)
             });
@@ -200,8 +223,13 @@ impl Bench {
 
     /// Times `op` in a graph of `calls` calls, as decoding runs it; `op` is told the number of the call, to rotate what it reads through more
     /// memory than the L2 cache holds.
-    pub fn case_in_graph<O>(&mut self, name: &str, work: Work, calls: usize, setup: impl Fn(&Rig) -> O)
-    where
+    pub fn case_in_graph<O>(
+        &mut self,
+        name: &str,
+        work: Work,
+        calls: usize,
+        setup: impl Fn(&Rig) -> O,
+    ) where
         O: Fn(&Device, usize) -> Result<(), LaunchError>,
     {
         let (rig, mut ready, mut times) = (&self.rig, None::<(Graph, O)>, Vec::new());
@@ -210,12 +238,18 @@ impl Bench {
                 let op = setup(rig);
                 op(&rig.gpu, 0).unwrap(); // loads the module, which a recording cannot
                 rig.gpu.synchronize().unwrap();
-                let graph = rig.gpu.record::<LaunchError>(|| (0..calls).try_for_each(|i| op(&rig.gpu, i)));
+                let graph = rig
+                    .gpu
+                    .record::<LaunchError>(|| (0..calls).try_for_each(|i| op(&rig.gpu, i)));
                 (graph.unwrap(), op)
             });
             b.iter_custom(|wanted| {
                 let launches = wanted.div_ceil(calls as u64);
-                let ms = f64::from(rig.gpu.time(|| (0..launches).try_for_each(|_| graph.launch())).unwrap());
+                let ms = f64::from(
+                    rig.gpu
+                        .time(|| (0..launches).try_for_each(|_| graph.launch()))
+                        .unwrap(),
+                );
                 let one = ms / (launches * calls as u64) as f64;
                 times.push(one);
                 Duration::from_secs_f64(one * wanted as f64 / 1e3)
@@ -237,7 +271,13 @@ impl Bench {
         } else {
             format!("{of_copy:5.1} % of copy")
         };
-        let rate = |rate: f64, unit: &str| if rate > 0.0 { format!("{rate:6.0} {unit}") } else { String::new() };
+        let rate = |rate: f64, unit: &str| {
+            if rate > 0.0 {
+                format!("{rate:6.0} {unit}")
+            } else {
+                String::new()
+            }
+        };
         println!(
             "> {name:<58} {:>9.1} us {:>14} {:>11} {share}",
             ms * 1e3,

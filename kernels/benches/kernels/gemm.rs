@@ -4,7 +4,9 @@ use crate::bench::{Bench, Rig, Work};
 use crate::models::{HEADS, LAYERS, Linear, Model, RANK, TOKENS};
 use half::bf16;
 use medft_kernels::device::{Buffer, Device};
-use medft_kernels::linear::{Backward, Dropout, Epilogue, Forward, Group, LowBackward, LowForward, NO_LOW, StepState};
+use medft_kernels::linear::{
+    Backward, Dropout, Epilogue, Forward, Group, LowBackward, LowForward, NO_LOW, StepState,
+};
 use medft_kernels::{LaunchError, Ptr, gemm, gemm_hopper};
 
 /// A group as its Rust ops take it; rank 0: without adapters.
@@ -111,7 +113,12 @@ type Back = fn(&Device, &Backward) -> Result<(), LaunchError>;
 
 pub fn all(bench: &mut Bench) {
     if bench.hopper() {
-        family(bench, "gemm_hopper", gemm_hopper::forward, gemm_hopper::backward);
+        family(
+            bench,
+            "gemm_hopper",
+            gemm_hopper::forward,
+            gemm_hopper::backward,
+        );
     }
     family(bench, "gemm", gemm::forward, gemm::backward);
     heads(bench);
@@ -126,7 +133,10 @@ fn family(bench: &mut Bench, family: &str, forward: Ahead, backward: Back) {
                 _ => "residual",
             };
             let g = group(&linear, TOKENS, RANK);
-            let name = format!("{family}/{} forward r{RANK} {epilogue}/{}", linear.name, model.name);
+            let name = format!(
+                "{family}/{} forward r{RANK} {epilogue}/{}",
+                linear.name, model.name
+            );
             bench.case(&name, work(&g), |rig| {
                 let layer = Layer::new(rig, g);
                 move |d| forward(d, &layer.forward(model, epilogue))
@@ -165,7 +175,8 @@ fn heads(bench: &mut Bench) {
             inputs: k,
             outputs: [n, 0, 0],
         };
-        let to_logits = Work::flops(2.0 * (rows * k) as f64 * n as f64).and_bytes(2 * (rows * k + n * k) + 4 * rows * n);
+        let to_logits = Work::flops(2.0 * (rows * k) as f64 * n as f64)
+            .and_bytes(2 * (rows * k + n * k) + 4 * rows * n);
         if bench.hopper() {
             let name = format!("gemm_hopper/head logits {rows} rows f32/{}", model.name);
             bench.case(&name, to_logits, |rig| {
@@ -183,19 +194,55 @@ fn heads(bench: &mut Bench) {
                 }
             });
             let g = group(&linear, rows, 0);
-            bench.case(&format!("gemm_hopper/head dX {rows} rows/{}", model.name), work(&g), |rig| {
-                let layer = Layer::new(rig, g);
-                move |d| gemm_hopper::backward(d, &layer.backward(None))
-            });
+            bench.case(
+                &format!("gemm_hopper/head dX {rows} rows/{}", model.name),
+                work(&g),
+                |rig| {
+                    let layer = Layer::new(rig, g);
+                    move |d| gemm_hopper::backward(d, &layer.backward(None))
+                },
+            );
         }
-        bench.case(&format!("gemm/head logits {rows} rows f32/{}", model.name), to_logits, |rig| {
-            let (x, w, y) = (rig.bf16(rows * k), rig.bf16(n * k), rig.f32(rows * n));
-            move |d| gemm::plain_nt(d, gemm::Shape { m: rows, n, k }, x.ptr(), k, w.ptr(), k, gemm::Output::F32(y.ptr()))
-        });
+        bench.case(
+            &format!("gemm/head logits {rows} rows f32/{}", model.name),
+            to_logits,
+            |rig| {
+                let (x, w, y) = (rig.bf16(rows * k), rig.bf16(n * k), rig.f32(rows * n));
+                move |d| {
+                    gemm::plain_nt(
+                        d,
+                        gemm::Shape { m: rows, n, k },
+                        x.ptr(),
+                        k,
+                        w.ptr(),
+                        k,
+                        gemm::Output::F32(y.ptr()),
+                    )
+                }
+            },
+        );
         let back = Work::flops(to_logits.flops).and_bytes(2 * (rows * k + n * k + rows * n));
-        bench.case(&format!("gemm/head dX {rows} rows/{}", model.name), back, |rig| {
-            let (dx, w, dy) = (rig.bf16(rows * k), rig.bf16(n * k), rig.bf16(rows * n));
-            move |d| gemm::plain_nn(d, gemm::Shape { m: rows, n: k, k: n }, dy.ptr(), n, w.ptr(), k, gemm::Output::Bf16(dx.ptr()))
-        });
+        bench.case(
+            &format!("gemm/head dX {rows} rows/{}", model.name),
+            back,
+            |rig| {
+                let (dx, w, dy) = (rig.bf16(rows * k), rig.bf16(n * k), rig.bf16(rows * n));
+                move |d| {
+                    gemm::plain_nn(
+                        d,
+                        gemm::Shape {
+                            m: rows,
+                            n: k,
+                            k: n,
+                        },
+                        dy.ptr(),
+                        n,
+                        w.ptr(),
+                        k,
+                        gemm::Output::Bf16(dx.ptr()),
+                    )
+                }
+            },
+        );
     }
 }

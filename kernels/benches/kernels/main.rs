@@ -6,7 +6,12 @@
 //!
 //! Names are `family/op .../model`. Lines that begin with `>` hold GPU time, rates and the part of the ceiling; criterion's own lines compare with the
 //! run before. `benches/RESULTS.md` has the figures of record.
-#![allow(clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, missing_docs)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    missing_docs
+)]
 
 mod attention;
 mod bench;

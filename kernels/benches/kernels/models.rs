@@ -72,7 +72,11 @@ impl Model {
     /// qkv, o, gate and up, down.
     pub fn linears(&self) -> [Linear; 4] {
         let (q, k) = (self.queries * self.dim, self.keys * self.dim);
-        let linear = |name, inputs, outputs| Linear { name, inputs, outputs };
+        let linear = |name, inputs, outputs| Linear {
+            name,
+            inputs,
+            outputs,
+        };
         [
             linear("qkv", self.hidden, [q, k, k]),
             linear("o", q, [self.hidden, 0, 0]),
@@ -86,7 +90,10 @@ impl Model {
         let layer: usize = self
             .linears()
             .iter()
-            .flat_map(|l| l.outputs.map(|n| if n > 0 { RANK * (l.inputs + n) } else { 0 }))
+            .flat_map(|l| {
+                l.outputs
+                    .map(|n| if n > 0 { RANK * (l.inputs + n) } else { 0 })
+            })
             .sum();
         self.layers * layer
     }

@@ -79,18 +79,34 @@ pub fn all(bench: &mut Bench) {
 fn forms(bench: &mut Bench, model: &Model) {
     let values = 2 * model.inner * model.hidden;
     let blocks = values / BLOCK;
-    bench.case(&format!("nf4/quantise gate_up/{}", model.name), Work::bytes(2 * values + values / 2 + 4 * blocks), |rig| {
-        let (w, packed, absmax) = (rig.bf16(values), rig.bytes(values / 2), rig.f32(blocks));
-        move |d| nf4::quantize(d, Source::Bf16(w.ptr()), values, packed.ptr(), absmax.ptr())
-    });
-    bench.case(&format!("nf4/double quantise gate_up/{}", model.name), Work::bytes(5 * blocks), |rig| {
-        let (absmax, codes, nested) = (rig.f32(blocks), rig.bytes(blocks), rig.f32(blocks.div_ceil(NESTED_BLOCK)));
-        move |d| nf4::double_quantize(d, absmax.ptr(), blocks, 0.01, codes.ptr(), nested.ptr())
-    });
-    bench.case(&format!("nf4/dequantise gate_up/{}", model.name), Work::bytes(2 * values + Quantised::bytes(values)), |rig| {
-        let (from, out) = (Quantised::new(rig, values), rig.bf16(values));
-        move |d| nf4::dequantize(d, &from.part(0), from.values, out.ptr())
-    });
+    bench.case(
+        &format!("nf4/quantise gate_up/{}", model.name),
+        Work::bytes(2 * values + values / 2 + 4 * blocks),
+        |rig| {
+            let (w, packed, absmax) = (rig.bf16(values), rig.bytes(values / 2), rig.f32(blocks));
+            move |d| nf4::quantize(d, Source::Bf16(w.ptr()), values, packed.ptr(), absmax.ptr())
+        },
+    );
+    bench.case(
+        &format!("nf4/double quantise gate_up/{}", model.name),
+        Work::bytes(5 * blocks),
+        |rig| {
+            let (absmax, codes, nested) = (
+                rig.f32(blocks),
+                rig.bytes(blocks),
+                rig.f32(blocks.div_ceil(NESTED_BLOCK)),
+            );
+            move |d| nf4::double_quantize(d, absmax.ptr(), blocks, 0.01, codes.ptr(), nested.ptr())
+        },
+    );
+    bench.case(
+        &format!("nf4/dequantise gate_up/{}", model.name),
+        Work::bytes(2 * values + Quantised::bytes(values)),
+        |rig| {
+            let (from, out) = (Quantised::new(rig, values), rig.bf16(values));
+            move |d| nf4::dequantize(d, &from.part(0), from.values, out.ptr())
+        },
+    );
 }
 
 /// What [`Forward`] points to, but for the weights.
@@ -149,7 +165,11 @@ impl Rows {
 fn product(bench: &mut Bench, model: &'static Model, linear: &Linear, rows: usize, nf4: bool) {
     let g = group(linear, rows, RANK);
     let (values, name) = (g.columns() * g.inputs, linear.name);
-    let bytes = if nf4 { Quantised::bytes(values) } else { 2 * values };
+    let bytes = if nf4 {
+        Quantised::bytes(values)
+    } else {
+        2 * values
+    };
     let copies = (ROTATE_BYTES / bytes).clamp(1, CALLS);
     let kind = if nf4 { "nf4" } else { "bf16" };
     let title = format!("skinny/{name} {kind} r{RANK} {rows} rows/{}", model.name);
@@ -171,7 +191,12 @@ fn product(bench: &mut Bench, model: &'static Model, linear: &Linear, rows: usiz
     } else {
         bench.case_in_graph(&title, work, CALLS, |rig| {
             let (weights, at) = (rig.bf16(copies * values), Rows::new(rig, g));
-            move |d, call| skinny::forward_bf16(d, &at.forward(model, name, weights.ptr().at(call % copies * values)))
+            move |d, call| {
+                skinny::forward_bf16(
+                    d,
+                    &at.forward(model, name, weights.ptr().at(call % copies * values)),
+                )
+            }
         });
     }
 }
@@ -179,10 +204,19 @@ fn product(bench: &mut Bench, model: &'static Model, linear: &Linear, rows: usiz
 fn logits(bench: &mut Bench, model: &Model, rows: usize) {
     let (h, vocab) = (model.hidden, model.vocab);
     let name = format!("skinny/logits bf16 {rows} rows/{}", model.name);
-    bench.case_in_graph(&name, Work::bytes(2 * h * vocab + 4 * rows * vocab), 4, |rig| {
-        let (x, w, out) = (rig.bf16(rows * h), rig.bf16(h * vocab), rig.f32(rows * vocab));
-        move |d, _| skinny::logits(d, rows, h, vocab, x.ptr(), w.ptr(), out.ptr())
-    });
+    bench.case_in_graph(
+        &name,
+        Work::bytes(2 * h * vocab + 4 * rows * vocab),
+        4,
+        |rig| {
+            let (x, w, out) = (
+                rig.bf16(rows * h),
+                rig.bf16(h * vocab),
+                rig.f32(rows * vocab),
+            );
+            move |d, _| skinny::logits(d, rows, h, vocab, x.ptr(), w.ptr(), out.ptr())
+        },
+    );
 }
 
 /// The adapters' first product of qkv.
@@ -192,9 +226,21 @@ fn down(bench: &mut Bench, model: &Model) {
         let g = group(linear, rows, RANK);
         let name = format!("skinny/down qkv r{RANK} {rows} rows/{}", model.name);
         bench.case_in_graph(&name, Work::bytes(2 * g.low() * g.inputs), CALLS, |rig| {
-            let (x, a) = (rig.bf16(rows * g.inputs), rig.bf16(CALLS * g.low() * g.inputs));
+            let (x, a) = (
+                rig.bf16(rows * g.inputs),
+                rig.bf16(CALLS * g.low() * g.inputs),
+            );
             let low = rig.bf16(rows * g.low());
-            move |d, call| skinny::down(d, &g, x.ptr(), a.ptr().at(call * g.low() * g.inputs), 1.0, low.ptr())
+            move |d, call| {
+                skinny::down(
+                    d,
+                    &g,
+                    x.ptr(),
+                    a.ptr().at(call * g.low() * g.inputs),
+                    1.0,
+                    low.ptr(),
+                )
+            }
         });
     }
 }

@@ -33,9 +33,17 @@ pub fn all(bench: &mut Bench) {
 fn case(bench: &mut Bench, name: &str, rows: usize, vocab: usize, settings: Settings) {
     bench.case_in_graph(name, Work::bytes(4 * rows * vocab), 10, |rig| {
         // About normal scores of deviation 3, not a language model's: how many tokens top-p keeps is not looked at.
-        let logits: Vec<f32> = rig.numbers.iter().cycle().take(rows * vocab).map(|x| 6.0 * x).collect();
+        let logits: Vec<f32> = rig
+            .numbers
+            .iter()
+            .cycle()
+            .take(rows * vocab)
+            .map(|x| 6.0 * x)
+            .collect();
         let logits = rig.upload(&logits);
-        let seen: Vec<u32> = (0..rows * SEEN).map(|i| (i * 7919 % vocab) as u32).collect();
+        let seen: Vec<u32> = (0..rows * SEEN)
+            .map(|i| (i * 7919 % vocab) as u32)
+            .collect();
         let who: Vec<Row> = (0..rows)
             .map(|r| Row {
                 row: r as u64,
@@ -46,7 +54,10 @@ fn case(bench: &mut Bench, name: &str, rows: usize, vocab: usize, settings: Sett
             })
             .collect();
         let (seen, who) = (rig.upload(&seen), rig.upload(&who));
-        let (scratch, out) = (rig.bytes(sample::scratch_bytes(rows, vocab)), rig.upload(&vec![0u32; rows]));
+        let (scratch, out) = (
+            rig.bytes(sample::scratch_bytes(rows, vocab)),
+            rig.upload(&vec![0u32; rows]),
+        );
         move |d, _| {
             let batch = Batch {
                 rows,
