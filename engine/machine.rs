@@ -3,7 +3,13 @@
 //! Holds facts read from the system, for `doctor` and for a run's `environment.json`. It refuses to guess: what cannot be read is
 //! `None`. Linux is read from /proc; elsewhere fewer facts are known.
 
+pub mod gpu;
+
+use crate::backend::facts::Memory;
 use crate::data::hub::Hub;
+#[cfg(not(feature = "cuda"))]
+use gpu::Gpu;
+use gpu::Graphics;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -25,10 +31,8 @@ pub struct Machine {
     pub memory: Option<u64>,
     /// Bytes of memory that are free or can be freed.
     pub memory_free: Option<u64>,
-    /// Version of the NVIDIA driver.
-    pub gpu_driver: Option<String>,
-    /// NVIDIA GPUs.
-    pub gpus: Vec<String>,
+    /// Driver, GPUs and kernels.
+    pub graphics: Graphics,
     /// Folder of downloaded models and data.
     pub hub_cache: PathBuf,
     /// Whether there is a hub token.
@@ -39,28 +43,11 @@ impl Machine {
     /// Looks.
     pub fn inspect() -> Self {
         let read = |path: &str| std::fs::read_to_string(path).ok();
-        let meminfo = read("/proc/meminfo");
-        let memory = |field: &str| {
-            let line = meminfo
-                .as_ref()?
-                .lines()
-                .find_map(|l| l.strip_prefix(field))?;
-            line.trim_start_matches(':')
-                .split_whitespace()
-                .next()?
-                .parse::<u64>()
-                .ok()
-                .map(|kib| kib * 1024)
-        };
+        let memory = memory();
         let cpuinfo = read("/proc/cpuinfo");
         let cpu = cpuinfo.as_ref().and_then(|text| {
             let line = text.lines().find(|l| l.starts_with("model name"))?;
             Some(line.split_once(':')?.1.trim().to_string())
-        });
-        let driver = read("/proc/driver/nvidia/version").and_then(|t| {
-            t.split_whitespace()
-                .find(|w| w.contains('.') && w.starts_with(|c: char| c.is_ascii_digit()))
-                .map(str::to_string)
         });
         let hub = Hub::from_env();
         Machine {
@@ -69,10 +56,9 @@ impl Machine {
             cpu,
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             vectors: vectors().to_string(),
-            memory: memory("MemTotal"),
-            memory_free: memory("MemAvailable"),
-            gpu_driver: driver,
-            gpus: gpus(),
+            memory: memory.map(|m| m.total),
+            memory_free: memory.map(|m| m.free),
+            graphics: graphics(),
             hub_cache: hub.cache().to_path_buf(),
             hub_token: hub.has_token(),
         }
@@ -85,26 +71,12 @@ impl Machine {
                 format!("{:.1} GiB", b as f64 / 1_073_741_824.0)
             })
         };
-        let gpu = match (&self.gpu_driver, self.gpus.is_empty()) {
-            (Some(driver), false) => {
-                let without = if cfg!(feature = "cuda") {
-                    ""
-                } else {
-                    "; this build has no CUDA kernels: build with `--features cuda` to use it"
-                };
-                format!("{} (driver {driver}){without}", self.gpus.join(", "))
-            }
-            (Some(driver), true) => {
-                format!("driver {driver}, but no GPU was found; is it visible to this process?")
-            }
-            (None, _) => "none found; everything runs on the CPU".to_string(),
-        };
         let token = if self.hub_token {
             "found"
         } else {
             "none: gated models (Llama) need one; make it at https://huggingface.co/settings/tokens and set HF_TOKEN"
         };
-        vec![
+        let mut lines = vec![
             format!("engine     medft-engine {} on {}", self.engine, self.system),
             format!(
                 "cpu        {}, {} cores, {}",
@@ -117,10 +89,13 @@ impl Machine {
                 gib(self.memory_free),
                 gib(self.memory)
             ),
-            format!("gpu        {gpu}"),
+        ];
+        lines.extend(self.graphics.report());
+        lines.extend([
             format!("hub cache  {}", self.hub_cache.display()),
             format!("hub token  {token}"),
-        ]
+        ]);
+        lines
     }
 }
 
@@ -154,7 +129,55 @@ fn vectors() -> &'static str {
     }
 }
 
+/// The computer's memory: what there is, and what is free or can be freed.
+pub fn memory() -> Option<Memory> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let field = |name: &str| {
+        let line = text.lines().find_map(|l| l.strip_prefix(name))?;
+        let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+        Some(kib * 1024)
+    };
+    Some(Memory {
+        free: field("MemAvailable:")?,
+        total: field("MemTotal:")?,
+    })
+}
+
+/// Driver and GPUs: as CUDA shows them, or, in a build without kernels, as the system lists them.
+fn graphics() -> Graphics {
+    #[cfg(feature = "cuda")]
+    let found = crate::backend::cuda::facts::graphics();
+    #[cfg(not(feature = "cuda"))]
+    let found = Graphics {
+        gpus: gpus().into_iter().map(listed).collect(),
+        ..Graphics::default()
+    };
+    let driver = std::fs::read_to_string("/proc/driver/nvidia/version").ok();
+    Graphics {
+        driver: driver.and_then(|text| {
+            text.split_whitespace()
+                .find(|w| w.contains('.') && w.starts_with(|c: char| c.is_ascii_digit()))
+                .map(str::to_string)
+        }),
+        nvcc: gpu::nvcc(),
+        ..found
+    }
+}
+
+/// A GPU of which only the name is known.
+#[cfg(not(feature = "cuda"))]
+fn listed(name: String) -> Gpu {
+    Gpu {
+        name,
+        capability: None,
+        memory: None,
+        kernels: None,
+        problem: None,
+    }
+}
+
 /// Names of NVIDIA GPUs, as the kernel module lists them.
+#[cfg(not(feature = "cuda"))]
 fn gpus() -> Vec<String> {
     let Ok(entries) = std::fs::read_dir("/proc/driver/nvidia/gpus") else {
         return Vec::new();

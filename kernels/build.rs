@@ -58,7 +58,8 @@ fn compile() -> Result<(), String> {
     println!("cargo:rerun-if-changed={}", here.display());
     println!("cargo:rerun-if-changed={}", here.join("prim").display());
     let nvcc = find_nvcc()?;
-    version(&nvcc)?.hash(&mut shared);
+    let version = version(&nvcc)?;
+    version.hash(&mut shared);
     let archs = env::var("MEDFT_CUDA_ARCHS").unwrap_or_else(|_| ARCHS.join(","));
     let archs: Vec<&str> = archs
         .split(',')
@@ -103,6 +104,11 @@ fn compile() -> Result<(), String> {
         );
     }
     table += "];\n";
+    let (major, minor) = release(&version)?;
+    table += &format!(
+        "/// Version of the CUDA compiler that made them.\npub const TOOLKIT: (u32, u32) = ({major}, {minor});\n\
+         /// What they were compiled for.\npub const ARCHITECTURES: &[&str] = &{archs:?};\n"
+    );
     fs::write(out.join("fatbins.rs"), table).map_err(|e| e.to_string())
 }
 
@@ -254,6 +260,16 @@ fn version(nvcc: &Path) -> Result<Vec<u8>, String> {
     Ok(output
         .map_err(|e| format!("{}: {e}", nvcc.display()))?
         .stdout)
+}
+
+/// The numbers in nvcc's "release 13.0, V13.0.88".
+fn release(version: &[u8]) -> Result<(u32, u32), String> {
+    let text = String::from_utf8_lossy(version);
+    let number = text
+        .split_once("release ")
+        .and_then(|(_, rest)| rest.split(',').next()?.trim().split_once('.'))
+        .and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+    number.ok_or_else(|| format!("`nvcc --version` says no release: {text}"))
 }
 
 fn files(dir: &Path, extension: &str) -> Result<Vec<PathBuf>, String> {

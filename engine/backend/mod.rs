@@ -8,6 +8,7 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod facts;
 
 use crate::model::checkpoint::Tensor;
 use medft_dsl::plan::{Decode, Precision};
@@ -341,7 +342,7 @@ fn gib(bytes: u64) -> String {
 
 /// The op set. `Act` holds activations `[rows, columns]` row-major in the backend's activation dtype (f32 on
 /// the CPU); `Float` is f32 everywhere. All sums are f32 or wider. A clone is the same device.
-pub trait Backend: Clone + Send + Sync + Sized + 'static {
+pub trait Backend: facts::Facts + Clone + Send + Sync + Sized + 'static {
     /// Activations and their gradients.
     type Act: Send + Sync;
     /// Trained values, gradients, optimizer state, statistics.
@@ -361,8 +362,6 @@ pub trait Backend: Clone + Send + Sync + Sized + 'static {
     fn name(&self) -> String;
     /// The kind of device: results of different kinds have different bits, so the word goes into their keys.
     fn kind(&self) -> &'static str;
-    /// Operations a second of a large product, measured, for estimates.
-    fn measure_flops(&self) -> f64;
     /// Waits until every op is done, and reports the first error of any of them.
     fn finish(&self) -> Result<(), BackendError>;
 

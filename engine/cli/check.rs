@@ -3,8 +3,9 @@
 use super::device::{DeviceArgs, with_backend};
 use super::recipe::RecipeArgs;
 use super::run::blame;
-use super::{Outcome, output};
-use crate::study::estimate::{Estimate, Work, estimate};
+use super::{Failure, Outcome, output};
+use crate::study::estimate::{Estimate, Work, estimate, gib};
+use crate::study::models::as_held;
 use medft_dsl::plan::Plan;
 use serde::Serialize;
 
@@ -29,12 +30,41 @@ struct Checked<'a> {
 /// Runs `check`.
 pub fn run(args: Args) -> Outcome {
     let recipe = args.recipe.check()?;
-    let plan = &recipe.plan;
-    let estimate =
-        with_backend!(args.device.open()?, backend => estimate(plan, &backend)).map_err(blame)?;
-    if args.json {
-        return output::json(&Checked { plan, estimate });
+    let device = args.device.open()?;
+    let (plan, notices, estimate) = with_backend!(device, backend => {
+        let (plan, notices) = as_held(&recipe.plan, &backend);
+        let estimate = estimate(&plan, &backend);
+        (plan, notices, estimate)
+    });
+    let (plan, estimate) = (&plan, estimate.map_err(blame)?);
+    for notice in notices {
+        eprintln!("note: {notice}");
     }
+    let (sentences, outcome) = verdict(&estimate, args.device.names_gpu());
+    if args.json {
+        output::json(&Checked { plan, estimate })?;
+    } else {
+        print(plan, &estimate)?;
+    }
+    for sentence in sentences {
+        eprintln!("{sentence}");
+    }
+    outcome
+}
+
+/// What to say of stages that do not fit, and how to end: who names a GPU asks whether it fits there, all others are warned.
+fn verdict(estimate: &Estimate, names_gpu: bool) -> (Vec<String>, Outcome) {
+    let word = if names_gpu { "error" } else { "warning" };
+    let sentences = estimate.shortages.iter();
+    let sentences: Vec<String> = sentences.map(|s| format!("{word}: {s}")).collect();
+    let outcome = match names_gpu && !sentences.is_empty() {
+        true => Err(Failure::Said(2)),
+        false => Ok(()),
+    };
+    (sentences, outcome)
+}
+
+fn print(plan: &Plan, estimate: &Estimate) -> Outcome {
     output::line(&format!(
         "recipe `{}` checks: {}",
         plan.recipe.name,
@@ -54,7 +84,7 @@ pub fn run(args: Args) -> Outcome {
             evaluate.models.join(", ")
         ))?;
     }
-    for line in table(&estimate) {
+    for line in table(estimate) {
         output::line(&line)?;
     }
     Ok(())
@@ -74,18 +104,41 @@ fn counts(plan: &Plan) -> String {
 
 /// The stages with what each needs, and their sum.
 fn table(estimate: &Estimate) -> Vec<String> {
-    let mut lines = vec![
-        "estimated for this machine, from nothing done yet; times can turn out half or twice as long:"
-            .to_string(),
+    let room = estimate.room.map_or(String::new(), |room| {
+        format!(" ({} free of {})", gib(room.free), gib(room.total))
+    });
+    let mut lines = vec![format!(
+        "estimated for {}{room}, from nothing done yet; memory in GiB; times can turn out half or twice as long:",
+        estimate.device
+    )];
+    let heads = [
+        "stage",
+        "name",
+        "weights",
+        "adapter+optimizer",
+        "activations",
+        "workspace",
+        "memory",
+        "time",
+        "work",
     ];
-    let mut rows = vec![["stage", "name", "memory", "time", "work"].map(str::to_string)];
-    let unknown = || "?".to_string();
+    let mut rows = vec![heads.map(str::to_string)];
     for stage in &estimate.stages {
         let work = stage.work.as_ref().map(describe);
+        let unknown = || "?".to_string();
+        let memory = match &stage.memory {
+            Some(m) => [m.weights, m.trained, m.activations, m.workspace, m.total].map(size),
+            None => ["?"; 5].map(str::to_string),
+        };
+        let [weights, trained, activations, workspace, total] = memory;
         rows.push([
             stage.stage.to_string(),
             stage.name.clone(),
-            stage.memory.map_or_else(unknown, size),
+            weights,
+            trained,
+            activations,
+            workspace,
+            total,
             stage.seconds.map_or_else(unknown, about),
             work.or(stage.unknown.clone()).unwrap_or_default(),
         ]);
@@ -100,8 +153,12 @@ fn table(estimate: &Estimate) -> Vec<String> {
         ),
     };
     if estimate.stages.len() > lacking {
-        let (memory, time) = (size(estimate.memory), about(estimate.seconds));
-        rows.push(["total".to_string(), String::new(), memory, time, note]);
+        let mut total = [(); 9].map(|()| String::new());
+        total[0] = "total".to_string();
+        total[6] = gib(estimate.memory);
+        total[7] = about(estimate.seconds);
+        total[8] = note;
+        rows.push(total);
     } else {
         lines[0] = "memory and time could not be estimated:".to_string();
     }
@@ -111,12 +168,18 @@ fn table(estimate: &Estimate) -> Vec<String> {
             .max()
             .unwrap_or(0)
     };
-    let widths = [0, 1, 2, 3].map(width);
-    for [stage, name, memory, time, work] in &rows {
-        let [a, b, c, d] = widths;
-        lines.push(format!(
-            "  {stage:a$}  {name:b$}  {memory:>c$}  {time:>d$}  {work}"
-        ));
+    let widths: [usize; 9] = std::array::from_fn(width);
+    for row in &rows {
+        let mut line = String::new();
+        for (column, (text, width)) in row.iter().zip(widths).enumerate() {
+            // Names to the left, numbers to the right; the last column is as long as it is.
+            line += &match column {
+                0 | 1 => format!("  {text:width$}"),
+                8 => format!("  {text}"),
+                _ => format!("  {text:>width$}"),
+            };
+        }
+        lines.push(line.trim_end().to_string());
     }
     lines
 }
@@ -170,5 +233,59 @@ fn thousands(tokens: f64) -> String {
 }
 
 fn size(bytes: u64) -> String {
-    format!("{:.2} GiB", bytes as f64 / 1024_f64.powi(3))
+    format!("{:.2}", bytes as f64 / 1024_f64.powi(3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::study::estimate::{Remedy, Shortage};
+
+    /// As on a GPU that is too small.
+    fn too_large() -> Estimate {
+        let gib = |gib: f64| (gib * 1024_f64.powi(3)) as u64;
+        Estimate {
+            device: "GPU 0, NVIDIA H100 80GB HBM3".into(),
+            room: None,
+            stages: Vec::new(),
+            seconds: 0.0,
+            memory: gib(27.4),
+            shortages: vec![Shortage {
+                stage: "train",
+                name: "qwen_lora".into(),
+                needed: gib(27.4),
+                free: gib(22.1),
+                device: "GPU 0".into(),
+                remedies: vec![
+                    Remedy {
+                        set: "`micro_batch = 4`".into(),
+                        needed: gib(21.0),
+                    },
+                    Remedy {
+                        set: "`precision = nf4`".into(),
+                        needed: gib(19.5),
+                    },
+                ],
+            }],
+        }
+    }
+
+    #[test]
+    fn a_plan_that_does_not_fit_the_gpu_that_was_named_is_an_error_with_two_remedies() {
+        let (said, outcome) = verdict(&too_large(), true);
+        assert_eq!(
+            said,
+            [
+                "error: training `qwen_lora` needs 27.40 GiB on GPU 0 and 22.10 GiB are free; set `micro_batch = 4` (21.00 GiB) or `precision = nf4` (19.50 GiB)"
+            ]
+        );
+        assert!(matches!(outcome, Err(Failure::Said(2))));
+    }
+
+    #[test]
+    fn a_plan_that_does_not_fit_elsewhere_is_a_warning() {
+        let (said, outcome) = verdict(&too_large(), false);
+        assert!(said[0].starts_with("warning: training `qwen_lora` needs 27.40 GiB"));
+        assert!(outcome.is_ok());
+    }
 }

@@ -32,18 +32,27 @@ pub enum Opened {
 }
 
 impl DeviceArgs {
+    /// Whether a GPU was asked for by name, so that none other than that will do.
+    pub fn names_gpu(&self) -> bool {
+        self.device == Device::Cuda
+    }
+
     /// Opens the device, or says why there is none.
     pub fn open(&self) -> Result<Opened, Failure> {
         match self.device {
             #[cfg(feature = "cuda")]
-            Device::Auto => {
-                Ok(crate::backend::cuda::Cuda::open().map_or(Opened::Cpu(Cpu), Opened::Cuda))
-            }
+            Device::Auto => match crate::backend::cuda::Cuda::open_usable() {
+                Ok(cuda) => Ok(Opened::Cuda(cuda)),
+                Err(e) => {
+                    eprintln!("note: {e}; computing on the CPU");
+                    Ok(Opened::Cpu(Cpu))
+                }
+            },
             #[cfg(not(feature = "cuda"))]
             Device::Auto => Ok(Opened::Cpu(Cpu)),
             Device::Cpu => Ok(Opened::Cpu(Cpu)),
             #[cfg(feature = "cuda")]
-            Device::Cuda => match crate::backend::cuda::Cuda::open() {
+            Device::Cuda => match crate::backend::cuda::Cuda::open_usable() {
                 Ok(cuda) => Ok(Opened::Cuda(cuda)),
                 Err(e) => Err(Failure::Input(anyhow::anyhow!(
                     "`--device cuda`: {e}; `medft-engine doctor` says what this machine has, `--device cpu` computes without a GPU"

@@ -6,6 +6,7 @@ use crate::backend::Backend;
 use crate::model::adapter;
 use crate::model::decoder::Decoder;
 use crate::model::trained::Trained;
+use crate::study::models::held_otherwise;
 use crate::text::tokenizer::Tokenizer;
 use anyhow::{Context, anyhow};
 use clap::ValueEnum;
@@ -22,9 +23,9 @@ pub struct ModelArgs {
     /// PEFT adapter directory
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// How the linear layers are held in memory
-    #[arg(long, value_enum, default_value = "f32")]
-    pub precision: PrecisionArg,
+    /// How the linear layers are held in memory; without it f32, or bf16 on a GPU
+    #[arg(long, value_enum)]
+    pub precision: Option<PrecisionArg>,
     #[command(flatten)]
     pub device: DeviceArgs,
 }
@@ -55,11 +56,17 @@ impl ModelArgs {
     /// Loads what the flags name.
     pub fn load<B: Backend>(&self, backend: B) -> Result<Loaded<B>, Failure> {
         let precision = match self.precision {
-            PrecisionArg::F32 => Precision::F32,
-            PrecisionArg::Bf16 => Precision::Bf16,
-            PrecisionArg::Nf4 => Precision::Nf4,
+            None => backend.held_as(Precision::F32),
+            Some(PrecisionArg::F32) => Precision::F32,
+            Some(PrecisionArg::Bf16) => Precision::Bf16,
+            Some(PrecisionArg::Nf4) => Precision::Nf4,
         };
-        let decoder = Decoder::load(backend, &self.model, precision, true)
+        let held = backend.held_as(precision);
+        if held != precision {
+            let model = self.model.display().to_string();
+            eprintln!("note: {}", held_otherwise(&model, precision, held));
+        }
+        let decoder = Decoder::load(backend, &self.model, held, true)
             .map_err(|e| Failure::of(e.is_input(), e))?;
         let read = |dir: &PathBuf| adapter::read(&decoder.backend, &decoder.config, dir);
         let trained = self.adapter.as_ref().map(read).transpose();

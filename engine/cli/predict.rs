@@ -8,6 +8,8 @@ use super::run::blame;
 use super::{Blame, Failure, Outcome, output};
 use crate::backend::Backend;
 use crate::study::coder::{Coded, Coder};
+use crate::study::models::as_held;
+use crate::study::observer::{Observer, StudyEvent};
 use anyhow::{Context, anyhow};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -62,8 +64,11 @@ pub fn run(args: Args) -> Outcome {
 fn run_on<B: Backend>(args: &Args, recipe: &Recipe, notes: Vec<Note>, backend: B) -> Outcome {
     let name = args.system.as_deref();
     let mut progress = Progress::default();
-    let coder =
-        Coder::load(backend, &recipe.plan, name, &args.out, &mut progress).map_err(blame)?;
+    let (plan, notices) = as_held(&recipe.plan, &backend);
+    for notice in notices {
+        progress.event(StudyEvent::Notice(notice));
+    }
+    let coder = Coder::load(backend, &plan, name, &args.out, &mut progress).map_err(blame)?;
     let print = |id: Option<serde_json::Value>, note: &str| -> Outcome {
         let coded = coder.code(note).map_err(blame)?;
         if args.json {

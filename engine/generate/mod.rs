@@ -7,7 +7,7 @@ use crate::backend::BackendError;
 use std::ops::Range;
 
 /// Tokens that are read together; a longer sequence is alone in its pass.
-const PASS_TOKENS: usize = 1024;
+pub const PASS_TOKENS: usize = 1024;
 
 /// Why tokens could not be read or chosen.
 #[derive(Debug, thiserror::Error)]

@@ -19,6 +19,16 @@ pub use dynamic_map::DYNAMIC_MAP;
 /// Values that share one scale.
 pub const BLOCK: usize = 64;
 
+/// Bytes of a quantised tensor: 4 bits a value, and a scale a block, of 32 bits or of 8 and a share of the second level's.
+pub fn bytes(values: u64, double_quant: bool) -> u64 {
+    let blocks = values.div_ceil(BLOCK as u64);
+    let scales = match double_quant {
+        true => blocks + 4 * blocks.div_ceil(NESTED_BLOCK as u64),
+        false => 4 * blocks,
+    };
+    values.div_ceil(2) + scales
+}
+
 /// The sixteen values of a code: quantiles of a normal distribution (QLoRA, appendix E).
 pub const CODEBOOK: [f32; 16] = [
     -1.0,

@@ -6,11 +6,12 @@ use super::StudyError;
 use super::observer::{Observer, StudyEvent};
 use super::resolve::Resolved;
 use crate::backend::Backend;
+use crate::backend::facts::Facts;
 use crate::data::hub::{DownloadProgress, Hub};
 use crate::model::decoder::Decoder;
 use crate::text::template::ChatTemplate;
 use crate::text::tokenizer::Tokenizer;
-use medft_dsl::plan::{Model, Weights};
+use medft_dsl::plan::{Model, Plan, Precision, Weights};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -22,6 +23,42 @@ pub struct Base<B: Backend> {
     pub tokenizer: Tokenizer,
     /// The chat template.
     pub template: ChatTemplate,
+}
+
+/// The plan with every model in the precision that the device holds it in, and what there is to say about it: a run is keyed and reported as
+/// what it was, not as what was asked for.
+pub fn as_held(plan: &Plan, device: &impl Facts) -> (Plan, Vec<String>) {
+    let mut plan = plan.clone();
+    let mut changed: Vec<(Precision, Precision, String)> = Vec::new();
+    for model in &mut plan.models {
+        let (asked, held) = (model.precision, device.held_as(model.precision));
+        if asked != held {
+            let name = format!("`{}`", model.name);
+            match changed.iter_mut().find(|c| (c.0, c.1) == (asked, held)) {
+                Some((_, _, names)) => *names += &format!(", {name}"),
+                None => changed.push((asked, held, name)),
+            }
+            model.precision = held;
+        }
+    }
+    let notices = changed.into_iter();
+    let notices = notices.map(|(asked, held, names)| held_otherwise(&names, asked, held));
+    (plan, notices.collect())
+}
+
+/// What to say of a precision that a device does not compute in.
+pub fn held_otherwise(models: &str, asked: Precision, held: Precision) -> String {
+    let word = |p: Precision| match p {
+        Precision::F32 => "f32",
+        Precision::Bf16 => "bf16",
+        Precision::Nf4 => "nf4",
+    };
+    format!(
+        "{models}: this device has no `precision = {}`; it computes in {} (16-bit weights and activations, 32-bit sums, adapters and optimizer), and is reported so; `--device cpu` computes in {}",
+        word(asked),
+        word(held),
+        word(asked)
+    )
 }
 
 /// The folder of a model; downloads it if it is not here.

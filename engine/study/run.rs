@@ -3,7 +3,7 @@
 //! Holds the stage graph and the run's folder. Invariant: `report.json` is written last and names the run's key, so a folder that has it is
 //! complete.
 
-use super::models::Bases;
+use super::models::{Bases, as_held};
 use super::observer::{Observer, StageLine, StudyEvent};
 use super::predict::Stage;
 use super::resolve::{Resolved, System};
@@ -61,6 +61,24 @@ impl Study<'_> {
     /// # Errors
     /// Whatever stops a stage; what was finished stays.
     pub fn run<B: Backend>(
+        &self,
+        backend: B,
+        stop: &AtomicBool,
+        observer: &mut dyn Observer,
+    ) -> Result<Finished, StudyError> {
+        let (plan, notices) = as_held(self.plan, &backend);
+        for notice in notices {
+            observer.event(StudyEvent::Notice(notice));
+        }
+        Study {
+            plan: &plan,
+            ..*self
+        }
+        .run_held(backend, stop, observer)
+    }
+
+    /// The same, of a plan whose precisions are the device's.
+    fn run_held<B: Backend>(
         &self,
         backend: B,
         stop: &AtomicBool,

@@ -15,7 +15,7 @@ use crate::text::example::Example;
 use medft_dsl::plan::{Adapter, Train};
 
 /// Workspaces grow by whole multiples of so many tokens.
-const GROWTH: usize = 64;
+pub const GROWTH: usize = 64;
 
 /// What an error calls the buffer of losses.
 const LOSSES: &str = "the losses of a step";

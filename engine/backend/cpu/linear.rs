@@ -9,7 +9,7 @@ use super::simd;
 use rayon::prelude::*;
 
 /// Elements of a dequantised block of a weight: 4 MiB of f32, shared by all cores' caches.
-const BLOCK: usize = 1 << 20;
+pub const BLOCK: usize = 1 << 20;
 /// Multiplications of one task of a decoding step: about 5 microseconds.
 const TASK: usize = 1 << 16;
 

@@ -9,7 +9,7 @@ use crate::backend::Target;
 use rayon::prelude::*;
 
 /// Elements of one chunk of logits: 32 MiB of f32.
-const CHUNK: usize = 8 << 20;
+pub const CHUNK: usize = 8 << 20;
 
 /// The head `[vocab, hidden]` and its shape.
 #[derive(Clone, Copy)]

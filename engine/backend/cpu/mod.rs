@@ -5,6 +5,7 @@
 
 mod attention;
 mod dropout;
+mod facts;
 mod gemm;
 mod linear;
 mod loss;
@@ -162,26 +163,6 @@ impl Backend for Cpu {
 
     fn kind(&self) -> &'static str {
         "cpu"
-    }
-
-    fn measure_flops(&self) -> f64 {
-        const N: usize = 768;
-        let (a, mut c) = (vec![1.0; N * N], vec![0.0; N * N]);
-        let mut best = f64::INFINITY;
-        for _ in 0..3 {
-            let began = std::time::Instant::now();
-            gemm::gemm(
-                [N, N, N],
-                1.0,
-                gemm::View::rows(&a, N),
-                gemm::View::rows(&a, N),
-                0.0,
-                &mut c,
-                N,
-            );
-            best = best.min(began.elapsed().as_secs_f64());
-        }
-        2.0 * (N * N * N) as f64 / best.max(1e-9)
     }
 
     fn finish(&self) -> Result<(), BackendError> {

@@ -10,7 +10,7 @@ use medft_kernels::device::{Buffer, Device};
 use medft_kernels::{LaunchError, Launcher, Ptr, attention_hopper};
 
 /// Positions that are stored together: a slot's capacity is a multiple of it.
-const PAGE: usize = 64;
+pub const PAGE: usize = 64;
 
 /// Keys and values of all layers, `[layer, slot, key head, capacity, dim]` each.
 pub struct Cache {

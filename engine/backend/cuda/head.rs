@@ -15,7 +15,7 @@ use medft_kernels::linear::{self, Group, MEMBERS, NO_LOW};
 use medft_kernels::{LaunchError, Launcher, Ptr, elementwise, skinny, weight_grad};
 
 /// Rows of a chunk: 2,048 x 2,048 inputs are 128 tiles of the product that goes back, about as many as an H100 has multiprocessors.
-const CHUNK: usize = 2048;
+pub const CHUNK: usize = 2048;
 
 /// What the head works on.
 pub struct Head<'a> {

@@ -10,7 +10,7 @@ use medft_kernels::{LaunchError, Ptr};
 use std::sync::Arc;
 
 /// Every buffer starts at a multiple of it: what the driver gives, and more than any kernel needs.
-const ALIGNMENT: usize = 256;
+pub const ALIGNMENT: usize = 256;
 
 /// Elements of `T` somewhere in GPU memory.
 pub struct Region<T> {

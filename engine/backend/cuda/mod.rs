@@ -5,6 +5,7 @@
 
 mod attention;
 mod batch;
+pub mod facts;
 mod head;
 mod linear;
 mod matrix;

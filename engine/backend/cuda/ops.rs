@@ -28,10 +28,6 @@ impl Backend for Cuda {
         "cuda"
     }
 
-    fn measure_flops(&self) -> f64 {
-        self.measure().unwrap_or(1e13)
-    }
-
     fn finish(&self) -> Result<(), BackendError> {
         let waited = self.0.device.synchronize();
         if let Some(fault) = lock(&self.0.fault).take() {

@@ -4,16 +4,19 @@ use crate::data::hub::Hub;
 use crate::data::icd10::CodeTree;
 use crate::data::rows::{Rows, read_rows};
 use crate::study::StudyError;
-use crate::text::example::{Renderer, Row};
+use crate::text::example::{Example, Renderer, Row};
 use crate::text::template::ChatTemplate;
 use crate::text::tokenizer::Tokenizer;
 use medft_dsl::plan::{Data, Model, Part, Plan, Source, Split, Task};
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 /// Rows that are tokenised; the others are taken to be like them.
 const SAMPLE: usize = 64;
+/// Rows with the most letters, which are tokenised as well: the row with the most tokens is among them, or nearly so.
+const LONGEST: usize = 16;
 
 /// What is known of a task's rows.
 #[derive(Debug, Clone)]
@@ -25,6 +28,12 @@ pub(super) struct Measured {
     pub(super) prompt: f64,
     /// Tokens of a right answer with its end token, on the average.
     pub(super) answer: f64,
+    /// Standard deviation of the tokens of a row, answer included.
+    pub(super) deviation: f64,
+    /// Tokens of the longest row, answer included.
+    pub(super) longest: usize,
+    /// Tokens of the longest answer.
+    pub(super) longest_answer: usize,
 }
 
 /// What is known of a task's rows, or why nothing is.
@@ -115,12 +124,17 @@ fn measure(
     let renderer = Renderer::new(task, &template, &tokenizer).map_err(text)?;
     let tree = CodeTree::shipped();
     let step = rows.rows.len().div_ceil(SAMPLE).max(1);
-    let labels = rows.rows.iter().step_by(step);
-    let labels: Vec<String> = labels.map(|r| tree.label(&r.code, task.level)).collect();
-    let sample: Vec<Row> = rows
-        .rows
-        .iter()
-        .step_by(step)
+    let mut chosen: Vec<usize> = (0..rows.rows.len()).step_by(step).collect();
+    let sampled = chosen.len();
+    let mut longest: Vec<usize> = (0..rows.rows.len()).collect();
+    longest.sort_by_key(|at| Reverse(rows.rows[*at].text.len()));
+    chosen.extend(longest.iter().take(LONGEST));
+    let chosen = chosen.iter().map(|at| &rows.rows[*at]);
+    let labels: Vec<String> = chosen
+        .clone()
+        .map(|r| tree.label(&r.code, task.level))
+        .collect();
+    let rendered: Vec<Row> = chosen
         .zip(&labels)
         .map(|(row, code)| Row {
             text: &row.text,
@@ -128,14 +142,20 @@ fn measure(
             title: tree.title_of(code),
         })
         .collect();
-    let examples = renderer.examples(&sample).map_err(text)?;
-    let mean = |of: &dyn Fn(&crate::text::example::Example) -> usize| {
-        examples.iter().map(of).sum::<usize>() as f64 / examples.len().max(1) as f64
-    };
+    let examples = renderer.examples(&rendered).map_err(text)?;
+    let sample = &examples[..sampled];
+    let mean =
+        |of: &dyn Fn(&Example) -> f64| sample.iter().map(of).sum::<f64>() / sampled.max(1) as f64;
+    let answer = |e: &Example| e.ids.len() - e.target_start;
+    let tokens = mean(&|e| e.ids.len() as f64);
+    let most = |of: &dyn Fn(&Example) -> usize| examples.iter().map(of).max().unwrap_or(0);
     Ok(Measured {
         all: rows.rows.len(),
         split: data.split.clone(),
-        prompt: mean(&|e| e.target_start),
-        answer: mean(&|e| e.ids.len() - e.target_start),
+        prompt: mean(&|e| e.target_start as f64),
+        answer: mean(&|e| answer(e) as f64),
+        deviation: mean(&|e| (e.ids.len() as f64 - tokens).powi(2)).sqrt(),
+        longest: most(&|e| e.ids.len()),
+        longest_answer: most(&answer),
     })
 }

@@ -1,29 +1,41 @@
 //! What a plan will need, before anything is loaded: memory and time of every stage.
 //!
-//! Holds the stages and their sum; `cost` is the arithmetic on shapes, `lengths` the look at the data. It refuses to touch weights and to
-//! download. Invariant: a number is given only where its inputs are on this machine; for the rest a reason is given.
+//! Holds the stages and their sum; `memory` and `cost` are the arithmetic, `shape` reads the model's headers and `lengths` the data. It refuses
+//! to touch weights and to download. Invariant: a number is given only where its inputs are on this machine; for the rest a reason is given.
 
 mod cost;
 mod lengths;
+mod memory;
+mod shape;
 
 use super::StudyError;
 use super::explore::here;
 use super::resolve::{System, systems};
 use crate::backend::Backend;
-use cost::{Cost, Shape};
+use crate::backend::facts::{self, Facts};
+use cost::Cost;
 use lengths::{Known, Lengths, Measured};
 use medft_dsl::plan::{Evaluate, Model, Part, Plan, Task, Train};
+use memory::Planner;
+pub use memory::{Memory, Remedy, Shortage, gib};
 use serde::Serialize;
+use shape::Shape;
 
 /// What a plan will need if nothing of it is done yet.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Estimate {
+    /// What would compute.
+    pub device: String,
+    /// Its memory, if that is known.
+    pub room: Option<facts::Memory>,
     /// In the order of `run`.
     pub stages: Vec<Stage>,
     /// Seconds of all stages that could be estimated.
     pub seconds: f64,
     /// Bytes of the stage that needs most of those that could be estimated: one runs after the other.
     pub memory: u64,
+    /// Stages that do not fit into what is free.
+    pub shortages: Vec<Shortage>,
 }
 
 /// One training, or one system's answers.
@@ -35,9 +47,9 @@ pub struct Stage {
     pub name: String,
     /// What is to be done; `None` if the rows or the tokenizer are not here.
     pub work: Option<Work>,
-    /// Bytes of weights, trained values and buffers; `None` if the model is not here.
-    pub memory: Option<u64>,
-    /// Seconds, from a product timed on this machine.
+    /// What it keeps in the device's memory; `None` if the model is not here.
+    pub memory: Option<Memory>,
+    /// Seconds, from a product timed on the device.
     pub seconds: Option<f64>,
     /// Why a number is lacking.
     pub unknown: Option<String>,
@@ -69,28 +81,58 @@ pub enum Work {
     },
 }
 
-/// Estimates every stage of a plan.
+/// Estimates every stage of a plan on a device.
 ///
 /// # Errors
 /// Data, tokenizers or configs that are on this machine and cannot be used.
 pub fn estimate<B: Backend>(plan: &Plan, backend: &B) -> Result<Estimate, StudyError> {
+    estimate_on(plan, backend, &backend.name(), backend)
+}
+
+/// The same on a device that says so of itself; `backend` counts the buffers of a pass.
+fn estimate_on<B: Backend>(
+    plan: &Plan,
+    backend: &B,
+    name: &str,
+    device: &dyn Facts,
+) -> Result<Estimate, StudyError> {
     let mut lengths = Lengths::new(plan);
-    let rate = backend.measure_flops();
-    let mut stages = Vec::new();
+    let (rates, room) = (device.rates(), device.memory());
+    let (mut stages, mut shortages) = (Vec::new(), Vec::new());
+    let mut finish = |mut stage: Stage, memory: Memory, remedies: &dyn Fn(u64) -> Vec<Remedy>| {
+        stage.memory = Some(memory);
+        if let Some(free) = room.map(|r| r.free).filter(|free| memory.total > *free) {
+            shortages.push(Shortage {
+                stage: stage.stage,
+                name: stage.name.clone(),
+                needed: memory.total,
+                free,
+                device: name.split(',').next().unwrap_or(name).to_string(),
+                remedies: remedies(free),
+            });
+        }
+        stage
+    };
     for train in &plan.trains {
         let system = super::resolve::system(plan, &train.name)?;
         let mut stage = Stage::new("train", &system);
         let task = task(plan, &train.task)?;
-        if let Some((shape, measured)) = stage.begin(&mut lengths, task, &system)? {
-            let cost = Cost {
+        if let Some((shape, rows)) = stage.begin(&mut lengths, task, &system, device)? {
+            let planner = Planner {
                 shape: &shape,
-                rate,
+                backend,
+                device,
+                rows: &rows,
+                task,
             };
-            stage.memory = Some(cost.train_memory(train, task));
+            let plan = &planner;
+            stage = finish(stage, planner.train(train), &|free| {
+                plan.train_remedies(train, free)
+            });
             stage.measured(
-                measured,
+                &rows,
                 |m| train_work(train, m),
-                |m, work| cost.train_seconds(m, work),
+                |m, work| Cost { plan, rates }.train_seconds(train, m, work),
             );
         }
         stages.push(stage);
@@ -99,27 +141,37 @@ pub fn estimate<B: Backend>(plan: &Plan, backend: &B) -> Result<Estimate, StudyE
         for system in systems(plan, evaluate)? {
             let mut stage = Stage::new("predict", &system);
             let task = task(plan, &evaluate.task)?;
-            if let Some((shape, measured)) = stage.begin(&mut lengths, task, &system)? {
-                let cost = Cost {
+            if let Some((shape, known)) = stage.begin(&mut lengths, task, &system, device)? {
+                let planner = Planner {
                     shape: &shape,
-                    rate,
+                    backend,
+                    device,
+                    rows: &known,
+                    task,
                 };
-                let rows = measured.as_ref().map_or(u64::MAX, |m| rows(evaluate, m));
-                stage.memory = Some(cost.predict_memory(evaluate, task, rows));
+                let plan = &planner;
+                let most = known.as_ref().map_or(u64::MAX, |m| rows(evaluate, m));
+                stage = finish(stage, planner.predict(evaluate, most), &|free| {
+                    plan.predict_remedies(evaluate, most, free)
+                });
                 let tuned = system.train.is_some();
                 stage.measured(
-                    measured,
+                    &known,
                     |m| predict_work(evaluate, tuned, m),
-                    |m, work| cost.predict_seconds(evaluate, m, work),
+                    |m, work| Cost { plan, rates }.predict_seconds(evaluate, m, work),
                 );
             }
             stages.push(stage);
         }
     }
+    let totals = stages.iter().filter_map(|s| s.memory).map(|m| m.total);
     Ok(Estimate {
+        device: name.to_string(),
+        room,
         seconds: stages.iter().filter_map(|s| s.seconds).sum(),
-        memory: stages.iter().filter_map(|s| s.memory).max().unwrap_or(0),
+        memory: totals.max().unwrap_or(0),
         stages,
+        shortages,
     })
 }
 
@@ -146,28 +198,30 @@ impl Stage {
         lengths: &mut Lengths,
         task: &Task,
         system: &System,
+        device: &dyn Facts,
     ) -> Result<Option<(Shape, Known)>, StudyError> {
         let Some(dir) = here(system.model) else {
             self.unknown = Some(not_here(system.model));
             return Ok(None);
         };
-        let shape = Shape::load(&dir, system)?;
+        let mut shape = Shape::load(&dir, system)?;
+        shape.precision = device.held_as(shape.precision);
         Ok(Some((shape, lengths.get(task, system.model, &dir)?)))
     }
 
     fn measured(
         &mut self,
-        measured: Known,
+        measured: &Known,
         work: impl Fn(&Measured) -> Work,
         seconds: impl Fn(&Measured, &Work) -> f64,
     ) {
         match measured {
             Ok(measured) => {
-                let work = work(&measured);
-                self.seconds = Some(seconds(&measured, &work));
+                let work = work(measured);
+                self.seconds = Some(seconds(measured, &work));
                 self.work = Some(work);
             }
-            Err(reason) => self.unknown = Some(reason),
+            Err(reason) => self.unknown = Some(reason.clone()),
         }
     }
 }
@@ -215,3 +269,6 @@ fn predict_work(evaluate: &Evaluate, tuned: bool, m: &Measured) -> Work {
         written: rows as f64 * answer,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,268 @@
+//! What a plan and `doctor` have to know of a GPU.
+//!
+//! Invariant: the sizes here are those that the ops and the loaders beside it allocate.
+
+use super::linear::{gradient, low_columns};
+use super::matrix::ROWS;
+use super::memory::ALIGNMENT;
+use super::{Cuda, Device, NoDevice};
+use crate::backend::Heads;
+use crate::backend::facts::{Facts, GroupShape, MatrixShape, Memory, Passes, Rates};
+use crate::machine::gpu::{Gpu, Graphics, Kernels};
+use crate::model::nf4;
+use half::bf16;
+use medft_dsl::plan::Precision;
+use medft_kernels::linear::{Group, MEMBERS, NO_LOW};
+use medft_kernels::{LaunchError, Launcher, attention, decode, fatbins, lora, norm, sample};
+use medft_kernels::{optimizer, weight_grad};
+
+/// Machine code of the kernels, tables of batches, and what the driver rounds up: a guess on the high side, not a measurement.
+const RESERVE: usize = 256 << 20;
+
+/// Kernels of this build.
+pub fn kernels() -> Kernels {
+    Kernels {
+        toolkit: fatbins::TOOLKIT,
+        architectures: fatbins::ARCHITECTURES
+            .iter()
+            .map(|a| a.to_string())
+            .collect(),
+    }
+}
+
+/// All GPUs, and what they would run. Takes a second where the driver is not awake.
+pub fn graphics() -> Graphics {
+    let mut found = Graphics {
+        kernels: Some(kernels()),
+        ..Graphics::default()
+    };
+    for ordinal in 0.. {
+        let gpu = match Device::open(ordinal) {
+            Ok(device) => {
+                found.driver_cuda = Some(device.driver_version());
+                describe(&device)
+            }
+            Err(NoDevice::TooOld { name, major, minor }) => {
+                let capability = (major, minor);
+                Gpu {
+                    name,
+                    capability: Some(capability),
+                    memory: None,
+                    kernels: None,
+                    problem: kernels().for_gpu(capability, (u32::MAX, 0), false).err(),
+                }
+            }
+            Err(NoDevice::NoGpu(_)) if ordinal > 0 => break,
+            Err(e) => {
+                found.problem = Some(e.to_string());
+                break;
+            }
+        };
+        found.gpus.push(gpu);
+    }
+    found
+}
+
+fn describe(device: &Device) -> Gpu {
+    let gpu = device.gpu();
+    let kernels = kernels().for_gpu(gpu.capability, device.driver_version(), gpu.hopper);
+    Gpu {
+        name: gpu.name.clone(),
+        capability: Some(gpu.capability),
+        memory: memory(device),
+        kernels: kernels.clone().ok(),
+        problem: kernels.err(),
+    }
+}
+
+fn memory(device: &Device) -> Option<Memory> {
+    let (free, total) = device.free_memory().ok()?;
+    Some(Memory { free, total })
+}
+
+impl Cuda {
+    /// Opens a GPU that this build has kernels for.
+    ///
+    /// # Errors
+    /// A sentence: no driver, no GPU, one that is too old, a driver that is, a build without kernels for it.
+    pub fn open_usable() -> Result<Self, String> {
+        let cuda = Cuda::open().map_err(|e| e.to_string())?;
+        let gpu = describe(cuda.device());
+        match gpu.problem {
+            None => Ok(cuda),
+            Some(problem) => Err(format!("{}: {problem}", gpu.name)),
+        }
+    }
+
+    /// Bytes a second of a copy within its memory, read and written.
+    fn bandwidth(&self) -> Result<f64, LaunchError> {
+        const LEN: usize = 256 << 20;
+        let d = self.device();
+        let (from, to) = (d.alloc::<u8>(LEN)?, d.alloc::<u8>(LEN)?);
+        d.fill(from.ptr(), 0x3c, LEN)?;
+        d.copy(to.ptr(), from.ptr(), LEN)?;
+        let milliseconds = d.time(|| (0..4).try_for_each(|_| d.copy(to.ptr(), from.ptr(), LEN)))?;
+        Ok(4.0 * 2.0 * LEN as f64 / (1e-3 * f64::from(milliseconds)))
+    }
+}
+
+impl Facts for Cuda {
+    /// Product and copy are timed here. The shares are expectations (half to two thirds of what the large product and the copy reach),
+    /// not yet measurements.
+    fn rates(&self) -> Rates {
+        // Where timing fails, the numbers of an A100 (312 TFLOP/s and 1.5 TB/s by its data sheet, half of both).
+        let bandwidth = self.bandwidth().unwrap_or(7.5e11);
+        Rates {
+            product: self.measure().unwrap_or(1.5e14),
+            pass: 0.6,
+            decode: 0.3,
+            decode_fixed: 0.0,
+            weights: 0.6 * bandwidth,
+            memory: 0.6 * bandwidth,
+            // About ten launches of five microseconds.
+            layer: 5e-5,
+        }
+    }
+
+    fn memory(&self) -> Option<Memory> {
+        memory(self.device())
+    }
+
+    /// The tensor cores take bf16: f32 has no place here.
+    fn held_as(&self, precision: Precision) -> Precision {
+        match precision {
+            Precision::F32 | Precision::Bf16 => Precision::Bf16,
+            Precision::Nf4 => Precision::Nf4,
+        }
+    }
+
+    fn matrix_bytes(&self, m: MatrixShape, precision: Precision, double_quant: bool) -> u64 {
+        match self.held_as(precision) {
+            Precision::Nf4 => nf4::bytes((m.rows * m.inputs) as u64, double_quant),
+            _ => (size_of::<bf16>() * m.rows.next_multiple_of(ROWS) * m.inputs) as u64,
+        }
+    }
+
+    fn cache_bytes(&self, layers: usize, slots: usize, capacity: usize, heads: &Heads) -> u64 {
+        let capacity = capacity.next_multiple_of(super::attention::PAGE);
+        let values = 2 * layers * slots * heads.keys * capacity * heads.dim;
+        (size_of::<bf16>() * values) as u64
+    }
+
+    fn scratch_bytes(&self, p: &Passes) -> u64 {
+        let groups = p.groups.iter().map(|g| group_scratch(g, p)).max();
+        let ops = [
+            groups.unwrap_or(0),
+            attention_scratch(p),
+            head_scratch(p),
+            sampler_scratch(p),
+            8 * optimizer::NORM_SCRATCH,
+        ];
+        (ops.into_iter().max().unwrap_or(0) + RESERVE) as u64
+    }
+}
+
+/// Bytes of buffers that each start at an [`ALIGNMENT`].
+fn sum(bytes: &[usize]) -> usize {
+    bytes.iter().map(|b| b.next_multiple_of(ALIGNMENT)).sum()
+}
+
+/// A linear layer's, forward and backward.
+fn group_scratch(shape: &GroupShape, p: &Passes) -> usize {
+    let mut group = Group {
+        rows: p.tokens,
+        inputs: shape.inputs,
+        outputs: [0; MEMBERS],
+        low_at: [NO_LOW; MEMBERS],
+        rank: 0,
+    };
+    let mut at = 0;
+    for (i, (outputs, rank)) in shape.outputs.iter().zip(&shape.ranks).enumerate() {
+        group.outputs[i] = *outputs;
+        if *rank > 0 {
+            group.rank = low_columns(*rank);
+            group.low_at[i] = at;
+            at += group.rank as u32;
+        }
+    }
+    let (k, n) = (group.inputs, group.columns());
+    let wide = match p.full || p.precision == Precision::Nf4 {
+        true => 2 * n * k,
+        false => 0,
+    };
+    let (a, b) = (2 * group.low() * k, 2 * n * group.rank);
+    let forward = sum(&[a, b, 4 * n, wide]);
+    if !p.training {
+        return forward;
+    }
+    let low = if group.rank > 0 {
+        lora::scratch_len(&group)
+    } else {
+        0
+    };
+    let own = shape.outputs.iter().map(|outputs| {
+        let weight = match p.full {
+            true => weight_grad::scratch_len(gradient(p.tokens, *outputs, k)),
+            false => 0,
+        };
+        weight.max(norm::column_sum_scratch(p.tokens, *outputs))
+    });
+    let partials = own.fold(low, usize::max);
+    let backward = sum(&[a, b, 2 * p.tokens * group.low(), 4 * partials, wide]);
+    forward.max(backward)
+}
+
+fn attention_scratch(p: &Passes) -> usize {
+    let rows = 4 * p.heads.queries * p.tokens;
+    let partial = p.cached.map_or(0, |(slots, room)| {
+        let heads = attention::Heads {
+            queries: p.heads.queries,
+            keys: p.heads.keys,
+            dim: p.heads.dim,
+            window: p.heads.window.map(|w| w as u32),
+        };
+        4 * decode::scratch_len(&heads, slots, room)
+    });
+    sum(&[partial, rows])
+}
+
+/// The head's: loss and gradient in chunks, or the logits of a decoding step.
+fn head_scratch(p: &Passes) -> usize {
+    let (h, stride) = (p.hidden, p.vocab.next_multiple_of(ROWS));
+    let wide = if p.full { 2 * stride * h } else { 0 };
+    if p.cached.is_some() {
+        let padded = if stride == p.vocab {
+            0
+        } else {
+            4 * p.targets * stride
+        };
+        return sum(&[wide, 2 * p.targets * h, padded]);
+    }
+    let rows = super::head::CHUNK.min(p.targets);
+    let partials = match p.full {
+        true => weight_grad::scratch_len(gradient(rows, p.vocab, h)),
+        false => 0,
+    };
+    sum(&[
+        wide,
+        2 * rows * h,
+        4 * rows * stride,
+        4 * rows,
+        2 * rows * stride,
+        2 * p.targets * h,
+        4 * partials,
+    ])
+}
+
+fn sampler_scratch(p: &Passes) -> usize {
+    let Some((slots, room)) = p.cached else {
+        return 0;
+    };
+    let who = slots * size_of::<sample::Row>();
+    sum(&[
+        who,
+        4 * slots * room,
+        sample::scratch_bytes(slots, p.vocab),
+        4 * slots,
+    ])
+}
