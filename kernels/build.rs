@@ -104,6 +104,8 @@ fn compile() -> Result<(), String> {
         );
     }
     table += "];\n";
+    // `.ci/kernels` compares reports of one compiler only.
+    fs::write(out.join("nvcc.txt"), &version).map_err(|e| e.to_string())?;
     let (major, minor) = release(&version)?;
     table += &format!(
         "/// Version of the CUDA compiler that made them.\npub const TOOLKIT: (u32, u32) = ({major}, {minor});\n\
