@@ -7,6 +7,8 @@
 pub mod attention;
 pub mod attention_hopper;
 pub mod cross_entropy;
+#[cfg(feature = "cust")]
+pub mod cust_launcher;
 pub mod decode;
 #[cfg(feature = "cuda")]
 pub mod device;

@@ -48,7 +48,9 @@ impl Random {
     }
 
     pub fn bf16s(&mut self, len: usize, deviation: f64) -> Vec<bf16> {
-        (0..len).map(|_| bf16::from_f64(self.normal(deviation))).collect()
+        (0..len)
+            .map(|_| bf16::from_f64(self.normal(deviation)))
+            .collect()
     }
 
     pub fn f32s(&mut self, len: usize, deviation: f64) -> Vec<f32> {
@@ -83,7 +85,10 @@ pub fn within(what: &str, got: &[f64], want: &[f64], bound: impl Fn(usize) -> f6
     };
     let wrong: Vec<usize> = (0..got.len()).filter(|&i| excess(i) > 1.0).collect();
     if let Some(&first) = wrong.first() {
-        let worst = *wrong.iter().max_by(|a, b| excess(**a).total_cmp(&excess(**b))).unwrap();
+        let worst = *wrong
+            .iter()
+            .max_by(|a, b| excess(**a).total_cmp(&excess(**b)))
+            .unwrap();
         let show = |i: usize| format!("[{i}] got {} wanted {} bound {}", got[i], want[i], bound(i));
         panic!(
             "{what}: {} of {} elements wrong; first {}; worst {}",
@@ -100,7 +105,11 @@ pub fn relative(got: &[f64], want: &[f64]) -> f64 {
     let square = |x: f64| x * x;
     let error: f64 = got.iter().zip(want).map(|(g, w)| square(g - w)).sum();
     let norm: f64 = want.iter().map(|w| square(*w)).sum();
-    if norm == 0.0 { error.sqrt() } else { (error / norm).sqrt() }
+    if norm == 0.0 {
+        error.sqrt()
+    } else {
+        (error / norm).sqrt()
+    }
 }
 
 pub fn f64s(values: &[bf16]) -> Vec<f64> {
