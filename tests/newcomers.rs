@@ -44,10 +44,15 @@ evaluate all {{ models = [tuned] decode = greedy(max_new = 8) }}
         let offline = command.env("HF_HUB_OFFLINE", "1").env("HF_HOME", cache);
         let output = offline.output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        // Without the line in which a build with kernels says that there is no GPU for them.
+        let quiet = |line: &&str| !line.ends_with("; computing on the CPU\n");
         (
             output.status.code().unwrap(),
             text(output.stdout),
-            text(output.stderr),
+            text(output.stderr)
+                .split_inclusive('\n')
+                .filter(quiet)
+                .collect(),
         )
     }
 
@@ -183,6 +188,39 @@ fn check_estimates_the_whole_plan() {
         total.starts_with("  total") && total.contains("GiB"),
         "{table}"
     );
+}
+
+#[test]
+fn check_warns_of_a_plan_that_does_not_fit_and_says_what_would() {
+    let folder = Folder::new();
+    let recipe = std::fs::read_to_string(folder.path("r.rcp")).unwrap();
+    // Without its rows a step is taken to be as long as it may be.
+    let large = recipe
+        .replace("max_tokens = 256", "max_tokens = 131072")
+        .replace("batch = 4", "batch = 65536 micro_batch = 65536");
+    folder.write("r.rcp", large);
+    let (code, table, log) = folder.engine(&["check", "r.rcp"]);
+    assert_eq!(code, 0, "{log}");
+    assert!(table.contains("adapter+optimizer  activations  workspace"));
+    let warning = log.lines().find(|l| l.contains("training `tuned`"));
+    let warning = warning.unwrap_or_else(|| panic!("{log}"));
+    assert!(warning.starts_with("warning: "), "{warning}");
+    assert!(warning.contains(" on CPU and ") && warning.contains(" are free; "));
+    let (code, stdout, _) = folder.engine(&["check", "r.rcp", "--json"]);
+    assert_eq!(code, 0);
+    let found: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    let (estimate, memory) = (
+        &found["estimate"],
+        &found["estimate"]["stages"][0]["memory"],
+    );
+    let short = &estimate["shortages"][0];
+    assert_eq!(
+        (&short["name"], &short["needed"]),
+        (&"tuned".into(), &memory["total"])
+    );
+    let parts = ["weights", "trained", "activations", "workspace"];
+    let sum: u64 = parts.iter().map(|p| memory[p].as_u64().unwrap()).sum();
+    assert_eq!(memory["total"], sum);
 }
 
 #[test]

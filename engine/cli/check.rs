@@ -152,11 +152,14 @@ fn table(estimate: &Estimate) -> Vec<String> {
             estimate.stages.len()
         ),
     };
-    if estimate.stages.len() > lacking {
+    if estimate.stages.iter().any(|s| s.memory.is_some()) {
         let mut total = [(); 9].map(|()| String::new());
         total[0] = "total".to_string();
         total[6] = gib(estimate.memory);
-        total[7] = about(estimate.seconds);
+        total[7] = match lacking == estimate.stages.len() {
+            true => "?".to_string(),
+            false => about(estimate.seconds),
+        };
         total[8] = note;
         rows.push(total);
     } else {

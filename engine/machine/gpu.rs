@@ -77,8 +77,8 @@ impl Kernels {
             ));
         }
         let fits = |name: &&String| match architecture(name) {
-            Some((kind, m, n)) if kind == Kind::Machine => m == major && n <= minor,
-            Some((kind, m, n)) if kind == Kind::Exact => (m, n) == (major, minor),
+            Some((Kind::Machine, m, n)) => m == major && n <= minor,
+            Some((Kind::Exact, m, n)) => (m, n) == (major, minor),
             _ => false,
         };
         // Hopper's own kernels are compiled for sm_90a alone.

@@ -315,8 +315,8 @@ impl<B: Backend> Planner<'_, B> {
     }
 }
 
-/// A bound on what is multiplied, so that no product of sizes overflows.
-const MANY: usize = 1 << 22;
+/// More tokens than the language allows (65,536 rows of 131,072): a bound, so that no product of sizes overflows.
+const MANY: usize = 1 << 34;
 
 /// The largest number from 1 up to below `most` that fits, if more is worse.
 fn largest(most: u64, fits: impl Fn(u64) -> bool) -> Option<u64> {
