@@ -99,8 +99,8 @@ template <int DIM> __device__ __forceinline__ void produce_keys(const BackwardPa
         const Tile t = schedule.next();
         wait(base + M::Q_EMPTY, (n & 1) ^ 1);
         tiles[n & 1] = t;
-        if (t.length == 0) { arrive(base + M::Q_FULL); return; }
-        arrive_expect(base + M::Q_FULL, 2 * M::TILE);
+        if (t.length == 0) { mbarrier_arrive(base + M::Q_FULL); return; }
+        mbarrier_expect(base + M::Q_FULL, 2 * M::TILE);
         load_pair<DIM>(base + M::Q, p.qkv, t.head * DIM, t.start + t.tile * ROWS, base + M::Q_FULL);
         load_pair<DIM>(base + M::DOUT, p.dout, t.head * DIM, t.start + t.tile * ROWS, base + M::Q_FULL);
         const int k = (p.queries + t.head / group) * DIM, v = k + p.keys * DIM;
@@ -108,10 +108,10 @@ template <int DIM> __device__ __forceinline__ void produce_keys(const BackwardPa
         for (int j = t.tile; j >= 0; --j) {
             const uint32_t at = ring.stage * M::TILE, full = base + M::FULL + 8 * ring.stage;
             wait(base + M::EMPTY + 8 * ring.stage, ring.phase ^ 1);
-            arrive_expect(full, 2 * M::TILE);
+            mbarrier_expect(full, 2 * M::TILE);
             load_pair<DIM>(base + M::K + at, p.qkv, k, t.start + j * KEYS, full);
             load_pair<DIM>(base + M::V + at, p.qkv, v, t.start + j * KEYS, full);
-            ring.step();
+            ring.next();
         }
     }
 }
@@ -184,7 +184,7 @@ template <int DIM> __device__ __forceinline__ void consume_keys(const BackwardPa
             for (int i = 0; i < KEYS / 2; ++i) s[i] = exp2_fast(fmaf(s[i], scale2, -lse2[i >> 1 & 1]));
             wgmma_wait<0>();
             hold(dp);
-            if (j == blocks - 1 && lane == 0) arrive(base + M::Q_EMPTY);
+            if (j == blocks - 1 && lane == 0) mbarrier_arrive(base + M::Q_EMPTY);
 #pragma unroll
             for (int i = 0; i < KEYS / 2; ++i) dp[i] = s[i] * (dp[i] - delta[i >> 1 & 1]);
             to_operand(dp, a);
@@ -194,8 +194,8 @@ template <int DIM> __device__ __forceinline__ void consume_keys(const BackwardPa
             wgmma_wait<0>();
             hold(dq);
             hold(a);
-            if (lane == 0) arrive(base + M::EMPTY + 8 * ring.stage);
-            ring.step();
+            if (lane == 0) mbarrier_arrive(base + M::EMPTY + 8 * ring.stage);
+            ring.next();
         }
         const Tile t = tiles[n & 1];
         store_gradient<DIM>(p, dq, t, t.tile * ROWS + local, t.head * DIM, p.scale, p.rope != nullptr);
@@ -208,21 +208,21 @@ template <int DIM> __device__ __forceinline__ void dq(const BackwardParams& p) {
     const uint32_t base = (smem_address(memory) + 1023) & ~1023u;
     Tile* tiles = reinterpret_cast<Tile*>(memory + (base - smem_address(memory)) + M::TILES);
     if (threadIdx.x == 0) {
-        barrier_init(base + M::Q_FULL, 1);
-        barrier_init(base + M::Q_EMPTY, ARRIVALS);
+        mbarrier_init(base + M::Q_FULL, 1);
+        mbarrier_init(base + M::Q_EMPTY, ARRIVALS);
         for (int s = 0; s < KEY_STAGES; ++s) {
-            barrier_init(base + M::FULL + 8 * s, 1);
-            barrier_init(base + M::EMPTY + 8 * s, ARRIVALS);
+            mbarrier_init(base + M::FULL + 8 * s, 1);
+            mbarrier_init(base + M::EMPTY + 8 * s, ARRIVALS);
         }
-        barrier_init_fence();
+        mbarrier_fence_init();
     }
     __syncthreads();
     const int role = uniform(threadIdx.x / WARPGROUP);
     if (role == 0) {
-        give_registers<24>();
+        registers_down_to<24>();
         if (threadIdx.x == 0) produce_keys<DIM>(p, base, tiles);
     } else {
-        take_registers<240>();
+        registers_up_to<240>();
         consume_keys<DIM>(p, base, tiles, role - 1);
     }
 }
@@ -250,9 +250,9 @@ template <int DIM> __device__ __forceinline__ void produce_queries(const Backwar
         const Tile t = schedule.next();
         wait(base + M::K_EMPTY, (n & 1) ^ 1);
         tiles[n & 1] = t;
-        if (t.length == 0) { arrive(base + M::K_FULL); return; }
+        if (t.length == 0) { mbarrier_arrive(base + M::K_FULL); return; }
         const int first = first_key(t);
-        arrive_expect(base + M::K_FULL, 2 * M::TILE);
+        mbarrier_expect(base + M::K_FULL, 2 * M::TILE);
         load_pair<DIM>(base + M::K, p.qkv, (p.queries + t.head) * DIM, t.start + first, base + M::K_FULL);
         load_pair<DIM>(base + M::V, p.qkv, (p.queries + p.keys + t.head) * DIM, t.start + first, base + M::K_FULL);
 #pragma unroll 1
@@ -261,10 +261,10 @@ template <int DIM> __device__ __forceinline__ void produce_queries(const Backwar
             for (int row = first; row < t.length; row += STEP) {
                 const uint32_t at = ring.stage * M::STEP_TILE, full = base + M::FULL + 8 * ring.stage;
                 wait(base + M::EMPTY + 8 * ring.stage, ring.phase ^ 1);
-                arrive_expect(full, 2 * M::STEP_TILE);
+                mbarrier_expect(full, 2 * M::STEP_TILE);
                 load_tile<DIM>(base + M::Q + at, HALF_BOX, p.qkv, head * DIM, t.start + row, full);
                 load_tile<DIM>(base + M::DOUT + at, HALF_BOX, p.dout, head * DIM, t.start + row, full);
-                ring.step();
+                ring.next();
             }
     }
 }
@@ -298,8 +298,8 @@ template <int DIM> __device__ __forceinline__ void produce_rows(const BackwardPa
                     lse[ring.stage * STEP + lane + WARP * i] = l[i];
                     delta[ring.stage * STEP + lane + WARP * i] = d[i];
                 }
-                arrive(base + M::FULL + 8 * ring.stage);
-                ring.step();
+                mbarrier_arrive(base + M::FULL + 8 * ring.stage);
+                ring.next();
             }
     }
 }
@@ -326,8 +326,8 @@ __device__ __forceinline__ void consume_queries(const BackwardParams& p, uint32_
         for (int left = group * steps; left > 0; --left, j = j + 1 == steps ? 0 : j + 1) {
             wait(base + M::FULL + 8 * ring.stage, ring.phase);
             if (j < wg) {  // queries before all of this warpgroup's keys
-                if (lane == 0) arrive(base + M::EMPTY + 8 * ring.stage);
-                ring.step();
+                if (lane == 0) mbarrier_arrive(base + M::EMPTY + 8 * ring.stage);
+                ring.next();
                 continue;
             }
             float s[STEP / 2], dp[STEP / 2];
@@ -342,7 +342,7 @@ __device__ __forceinline__ void consume_queries(const BackwardParams& p, uint32_
             wgmma_commit();
             wgmma_wait<1>();
             hold(s);
-            if (before >= 0 && lane == 0) arrive(base + M::EMPTY + 8 * before);  // the step before is done with it
+            if (before >= 0 && lane == 0) mbarrier_arrive(base + M::EMPTY + 8 * before);  // the step before is done with it
             if (j == wg) {
 #pragma unroll
                 for (int b = 0; b < STEP / 8; ++b)
@@ -373,14 +373,14 @@ __device__ __forceinline__ void consume_queries(const BackwardParams& p, uint32_
             issue_ab(dk, da, q, HALF_BOX, 1);
             wgmma_commit();
             before = ring.stage;
-            ring.step();
+            ring.next();
         }
         wgmma_wait<0>();
         hold(dk);
         hold(dv);
         if (lane == 0) {
-            if (before >= 0) arrive(base + M::EMPTY + 8 * before);
-            arrive(base + M::K_EMPTY);
+            if (before >= 0) mbarrier_arrive(base + M::EMPTY + 8 * before);
+            mbarrier_arrive(base + M::K_EMPTY);
         }
         const Tile t = tiles[n & 1];
         const int row = first_key(t) + 64 * wg + local;
@@ -398,22 +398,22 @@ template <int DIM> __device__ __forceinline__ void dkdv(const BackwardParams& p)
     float* lse = reinterpret_cast<float*>(aligned + M::LSE);
     float* delta = reinterpret_cast<float*>(aligned + M::DELTA);
     if (threadIdx.x == 0) {
-        barrier_init(base + M::K_FULL, 1);
-        barrier_init(base + M::K_EMPTY, ARRIVALS);
+        mbarrier_init(base + M::K_FULL, 1);
+        mbarrier_init(base + M::K_EMPTY, ARRIVALS);
         for (int s = 0; s < STEP_STAGES; ++s) {
-            barrier_init(base + M::FULL + 8 * s, 1 + WARP);
-            barrier_init(base + M::EMPTY + 8 * s, ARRIVALS);
+            mbarrier_init(base + M::FULL + 8 * s, 1 + WARP);
+            mbarrier_init(base + M::EMPTY + 8 * s, ARRIVALS);
         }
-        barrier_init_fence();
+        mbarrier_fence_init();
     }
     __syncthreads();
     const int role = uniform(threadIdx.x / WARPGROUP);
     if (role == 0) {
-        give_registers<24>();
+        registers_down_to<24>();
         if (threadIdx.x == 0) produce_queries<DIM>(p, base, tiles);
         else if (threadIdx.x / WARP == 1) produce_rows<DIM>(p, base, tiles, lse, delta);
     } else {
-        take_registers<240>();
+        registers_up_to<240>();
         consume_queries<DIM>(p, base, tiles, lse, delta, role - 1);
     }
 }

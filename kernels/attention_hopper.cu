@@ -54,8 +54,8 @@ template <int DIM> __device__ __forceinline__ void produce(const ForwardParams& 
         const Tile t = schedule.next();
         wait(base + M::Q_EMPTY, (n & 1) ^ 1);
         tiles[n & 1] = t;
-        if (t.length == 0) { arrive(base + M::Q_FULL); return; }
-        arrive_expect(base + M::Q_FULL, M::TILE);
+        if (t.length == 0) { mbarrier_arrive(base + M::Q_FULL); return; }
+        mbarrier_expect(base + M::Q_FULL, M::TILE);
         load_tile<DIM>(base + M::Q, BOX, p.qkv, t.head * DIM, t.start + t.tile * ROWS, base + M::Q_FULL);
         const int k = (p.queries + t.head / p.group) * DIM, v = k + p.keys * DIM;
 #pragma unroll 1
@@ -63,12 +63,12 @@ template <int DIM> __device__ __forceinline__ void produce(const ForwardParams& 
             const int row = t.start + j * KEYS;
             const uint32_t at = ring.stage * M::TILE, slot = 8 * ring.stage;
             wait(base + M::K_EMPTY + slot, ring.phase ^ 1);
-            arrive_expect(base + M::K_FULL + slot, M::TILE);
+            mbarrier_expect(base + M::K_FULL + slot, M::TILE);
             load_tile<DIM>(base + M::K + at, BOX, p.qkv, k, row, base + M::K_FULL + slot);
             wait(base + M::V_EMPTY + slot, ring.phase ^ 1);
-            arrive_expect(base + M::V_FULL + slot, M::TILE);
+            mbarrier_expect(base + M::V_FULL + slot, M::TILE);
             load_tile<DIM>(base + M::V + at, BOX, p.qkv, v, row, base + M::V_FULL + slot);
-            ring.step();
+            ring.next();
         }
     }
 }
@@ -124,10 +124,10 @@ template <int DIM> __device__ __forceinline__ void consume(const ForwardParams& 
         wgmma_wait<0>();
         hold(s);
         if (lane == 0) {
-            arrive(base + M::K_EMPTY + 8 * kr.stage);
-            if (blocks == 1) arrive(base + M::Q_EMPTY);
+            mbarrier_arrive(base + M::K_EMPTY + 8 * kr.stage);
+            if (blocks == 1) mbarrier_arrive(base + M::Q_EMPTY);
         }
-        kr.step();
+        kr.next();
 #pragma unroll
         for (int b = 0; b < KEYS / 8; ++b)
 #pragma unroll
@@ -150,16 +150,16 @@ template <int DIM> __device__ __forceinline__ void consume(const ForwardParams& 
             wgmma_wait<1>();
             hold(s);
             if (lane == 0) {
-                arrive(base + M::K_EMPTY + 8 * kr.stage);
-                if (j == blocks - 1) arrive(base + M::Q_EMPTY);
+                mbarrier_arrive(base + M::K_EMPTY + 8 * kr.stage);
+                if (j == blocks - 1) mbarrier_arrive(base + M::Q_EMPTY);
             }
-            kr.step();
+            kr.next();
             softmax(s, rows, shrink, scale2, false);
             wgmma_wait<0>();
             hold(out);
             hold(a);
-            if (lane == 0) arrive(base + M::V_EMPTY + 8 * vr.stage);
-            vr.step();
+            if (lane == 0) mbarrier_arrive(base + M::V_EMPTY + 8 * vr.stage);
+            vr.next();
 #pragma unroll
             for (int i = 0; i < DIM / 2; ++i) out[i] *= shrink[i >> 1 & 1];
             to_operand(s, a);
@@ -171,8 +171,8 @@ template <int DIM> __device__ __forceinline__ void consume(const ForwardParams& 
         wgmma_wait<0>();
         hold(out);
         hold(a);
-        if (lane == 0) arrive(base + M::V_EMPTY + 8 * vr.stage);
-        vr.step();
+        if (lane == 0) mbarrier_arrive(base + M::V_EMPTY + 8 * vr.stage);
+        vr.next();
 
         const Tile t = tiles[n & 1];
 #pragma unroll
@@ -194,23 +194,23 @@ template <int DIM> __device__ __forceinline__ void forward(const ForwardParams& 
     const uint32_t base = (smem_address(memory) + 1023) & ~1023u;
     Tile* tiles = reinterpret_cast<Tile*>(memory + (base - smem_address(memory)) + M::TILES);
     if (threadIdx.x == 0) {
-        barrier_init(base + M::Q_FULL, 1);
-        barrier_init(base + M::Q_EMPTY, ARRIVALS);
+        mbarrier_init(base + M::Q_FULL, 1);
+        mbarrier_init(base + M::Q_EMPTY, ARRIVALS);
         for (int s = 0; s < STAGES; ++s) {
-            barrier_init(base + M::K_FULL + 8 * s, 1);
-            barrier_init(base + M::V_FULL + 8 * s, 1);
-            barrier_init(base + M::K_EMPTY + 8 * s, ARRIVALS);
-            barrier_init(base + M::V_EMPTY + 8 * s, ARRIVALS);
+            mbarrier_init(base + M::K_FULL + 8 * s, 1);
+            mbarrier_init(base + M::V_FULL + 8 * s, 1);
+            mbarrier_init(base + M::K_EMPTY + 8 * s, ARRIVALS);
+            mbarrier_init(base + M::V_EMPTY + 8 * s, ARRIVALS);
         }
-        barrier_init_fence();
+        mbarrier_fence_init();
     }
     __syncthreads();
     const int role = uniform(threadIdx.x / WARPGROUP);
     if (role == 0) {
-        give_registers<24>();
+        registers_down_to<24>();
         if (threadIdx.x == 0) produce<DIM>(p, base, tiles);
     } else {
-        take_registers<240>();
+        registers_up_to<240>();
         consume<DIM>(p, base, tiles, role - 1);
     }
 }

@@ -1,27 +1,14 @@
-// What moves tiles through the Hopper attention kernels: mbarriers, copy-engine loads, named barriers, register shares, and the schedule of a
+// What moves tiles through the Hopper attention kernels: a bounded wait, tiles of several boxes, turns of two warpgroups, and the schedule of a
 // persistent block.
 #pragma once
 #include "heads.cuh"
+#include "mbarrier.cuh"
+#include "tma.cuh"
 
 namespace flash {
 
-// CUtensorMap: a 2-D bf16 matrix in boxes of rows x 64 columns, swizzled over 128 bytes.
-struct alignas(64) TensorMap { uint64_t word[16]; };
-
-__device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-// After the inits, before the block's barrier: the copy engine sees them.
-__device__ __forceinline__ void barrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-__device__ __forceinline__ void arrive(uint32_t barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-// One arrival, and `bytes` that the copy engine will bring.
-__device__ __forceinline__ void arrive_expect(uint32_t barrier, uint32_t bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
 // Waits for the phase of this parity. About two seconds (2^20 naps of up to 2 us) mean a protocol error: the kernel ends as an error, not as a
-// hang. One block of assembly, since a loop around the bound made ptxas serialise every wgmma of the forward kernel.
+// hang. One block of assembly, not mbarrier_wait: a loop around the bound made ptxas serialise every wgmma of the forward kernel.
 __device__ __forceinline__ void wait(uint32_t barrier, uint32_t parity) {
     asm volatile(
         "{\n.reg .pred p;\n.reg .u32 n;\nmov.u32 n, 0;\n"
@@ -30,20 +17,11 @@ __device__ __forceinline__ void wait(uint32_t barrier, uint32_t parity) {
         : "memory");
 }
 
-// One box to shared memory; its bytes count towards `barrier`. Rows outside the matrix come as zero.
-__device__ __forceinline__ void load_box(uint32_t to, const TensorMap& map, int column, int row, uint32_t barrier) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
-                 "l"(&map), "r"(column), "r"(row), "r"(barrier)
-                 : "memory");
-}
 // DIM columns as boxes of 64, `box` bytes each.
 template <int DIM> __device__ __forceinline__ void load_tile(uint32_t to, uint32_t box, const TensorMap& map, int column, int row, uint32_t barrier) {
 #pragma unroll
-    for (int c = 0; c < DIM / 64; ++c) load_box(to + c * box, map, column + 64 * c, row, barrier);
+    for (int c = 0; c < DIM / 64; ++c) tma_load(to + c * box, map, column + 64 * c, row, barrier);
 }
-
-template <int REGISTERS> __device__ __forceinline__ void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS)); }
-template <int REGISTERS> __device__ __forceinline__ void give_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS)); }
 
 // Named barriers 1 and 2 of 256 threads: two warpgroups take turns.
 __device__ __forceinline__ void await_turn(int warpgroup) {
@@ -79,15 +57,6 @@ struct Schedule {
             ++round;
             return {(int)e.start, (int)e.length, (int)e.tile, at % heads};
         }
-    }
-};
-
-// Place in a ring of stages: n-th use, counted over the block's whole life.
-template <int STAGES> struct Ring {
-    int stage = 0;
-    uint32_t phase = 0;
-    __device__ __forceinline__ void step() {
-        if (++stage == STAGES) { stage = 0; phase ^= 1; }
     }
 };
 

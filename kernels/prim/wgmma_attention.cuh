@@ -4,7 +4,7 @@
 // An accumulator of 64 rows x N columns is float[N / 2] a thread: with g = lane / 4, q = lane % 4 and warp w of the warpgroup,
 // d[4 b + 2 h + e] is row 16 w + g + 8 h, column 8 b + 2 q + e. Eight values 8 k .. 8 k + 7 are the A operand of columns 16 k .. 16 k + 15.
 #pragma once
-#include "types.cuh"
+#include "wgmma.cuh"
 
 namespace flash {
 
@@ -18,11 +18,6 @@ __device__ __forceinline__ uint64_t across_rows(uint32_t address, uint32_t box) 
     return (uint64_t(1) << 62) | (uint64_t(1024 >> 4) << 32) | (uint64_t(box >> 4) << 16) | ((address >> 4) & 0x3fff);
 }
 __device__ __forceinline__ uint64_t advance(uint64_t descriptor, int bytes) { return descriptor + (bytes >> 4); }
-
-// Before the first wgmma that reads registers written by ordinary instructions.
-__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int N> __device__ __forceinline__ void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
 
 // Keeps the compiler from moving uses of registers that a wgmma reads or writes across this line.
 template <int N> __device__ __forceinline__ void hold(float (&d)[N]) {
