@@ -1,6 +1,6 @@
 // Gradients of fully trained linear layers, sm_80 and up.
 //
-// tn: out[m, n] += a[T, m]^T b[T, n] (dW = dy^T x)      column_sums: partial[s, n] = sum of rows of dy in part s (dbias, summed by lora_sum)
+// tn: out[m, n] += a[T, m]^T b[T, n] (dW = dy^T x)
 // bf16 row-major inputs with 16-byte rows; f32 out, `+=` (one part) or partial sums `=` (several parts of T, then lora_sum). Sums f32, in
 // ascending row order inside a part; no rounding to bf16 at all.
 //
@@ -122,38 +122,3 @@ template <class T> __device__ __forceinline__ void weight_grad(const WeightGrad&
 
 extern "C" __global__ void __launch_bounds__(Tile<256>::THREADS, 1) weight_grad_tall(const __grid_constant__ WeightGrad p) { weight_grad<Tile<256>>(p); }
 extern "C" __global__ void __launch_bounds__(Tile<128>::THREADS, 2) weight_grad_large(const __grid_constant__ WeightGrad p) { weight_grad<Tile<128>>(p); }
-
-// ---- Column sums -----------------------------------------------------------------------------------------------------------------------
-struct ColumnSums {
-    const bf16* dy; float* partial;
-    uint32_t rows, columns, rows_per_split, reserved;
-};
-static_assert(sizeof(ColumnSums) == 32, "as in kernels/src/weight_grad.rs");
-constexpr int SUM_WARPS = 8;
-
-extern "C" __global__ void __launch_bounds__(SUM_WARPS * WARP) column_sums(const __grid_constant__ ColumnSums p) {
-    __shared__ float sums[SUM_WARPS][WARP * CHUNK];
-    const uint32_t column = (blockIdx.x * WARP + lane_id()) * CHUNK;
-    const uint32_t begin = blockIdx.y * p.rows_per_split, end = min(begin + p.rows_per_split, p.rows);
-    float sum[CHUNK] = {};
-    if (column < p.columns)
-#pragma unroll 4
-        for (uint32_t row = begin + warp_id(); row < end; row += SUM_WARPS) {
-            const Vec16 v = load16(p.dy + (size_t)row * p.columns + column);
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-                const float2 x = unpack_bf16(v.w[i]);
-                sum[2 * i] += x.x;
-                sum[2 * i + 1] += x.y;
-            }
-        }
-#pragma unroll
-    for (int i = 0; i < CHUNK; ++i) sums[warp_id()][lane_id() * CHUNK + i] = sum[i];
-    __syncthreads();
-    const uint32_t mine = blockIdx.x * WARP * CHUNK + threadIdx.x;
-    if (mine >= p.columns) return;
-    float total = 0.f;
-#pragma unroll
-    for (int w = 0; w < SUM_WARPS; ++w) total += sums[w][threadIdx.x];
-    p.partial[(size_t)blockIdx.y * p.columns + mine] = total;
-}

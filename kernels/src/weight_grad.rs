@@ -15,10 +15,6 @@ const TALL: usize = 256;
 const LARGE: usize = 128;
 const DEPTH: usize = 32;
 const STAGES: usize = 4;
-const SUM_COLUMNS: usize = 256;
-const SUM_THREADS: u32 = 256;
-/// Rows that one block of the bias gradient adds up.
-const SUM_ROWS: usize = 256;
 /// Small tiles that fill a large GPU at two an SM.
 const FILL: usize = 264;
 /// Tall tiles that fill it at one an SM.
@@ -41,18 +37,6 @@ struct WeightGrad {
     rows_per_split: u32,
 }
 const _: () = assert!(size_of::<WeightGrad>() == 64);
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct ColumnSums {
-    dy: Ptr<bf16>,
-    partial: Ptr<f32>,
-    rows: u32,
-    columns: u32,
-    rows_per_split: u32,
-    reserved: u32,
-}
-const _: () = assert!(size_of::<ColumnSums>() == 32);
 
 /// Shape of a weight's gradient.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,60 +147,6 @@ pub fn weight_grad(
         rows: m as u32,
         columns: n as u32,
         ld: n as u32,
-        first_block: 0,
-        factor: 1.0,
-    };
-    sum(l, &[item])
-}
-
-/// f32 elements of scratch that [`bias_grad`] needs.
-pub fn bias_scratch_len(rows: usize, columns: usize) -> usize {
-    rows.div_ceil(SUM_ROWS) * columns
-}
-
-/// `out[n] += sum over rows of dy[., n]`: dy `[T, N]`, out f32 `[N]` `+=`; scratch of [`bias_scratch_len`] `=`.
-///
-/// # Errors
-/// Columns that are no multiple of 8, or the driver's refusal.
-pub fn bias_grad(
-    l: &impl Launcher,
-    rows: usize,
-    columns: usize,
-    dy: Ptr<bf16>,
-    out: Ptr<f32>,
-    scratch: Ptr<f32>,
-) -> Result<(), LaunchError> {
-    if !columns.is_multiple_of(8) {
-        return Err(LaunchError::Unsupported(format!(
-            "a bias gradient of {columns} columns: a multiple of 8 is needed"
-        )));
-    }
-    if rows == 0 {
-        return Ok(());
-    }
-    let params = ColumnSums {
-        dy,
-        partial: scratch,
-        rows: rows as u32,
-        columns: columns as u32,
-        rows_per_split: SUM_ROWS as u32,
-        reserved: 0,
-    };
-    let parts = rows.div_ceil(SUM_ROWS);
-    let geometry = Geometry {
-        grid: [columns.div_ceil(SUM_COLUMNS) as u32, parts as u32, 1],
-        block: SUM_THREADS,
-        shared: 0,
-    };
-    l.launch(kernel("column_sums"), geometry, &params)?;
-    let item = SumItem {
-        partial: scratch,
-        out,
-        split_stride: columns as u64,
-        splits: parts as u32,
-        rows: 1,
-        columns: columns as u32,
-        ld: columns as u32,
         first_block: 0,
         factor: 1.0,
     };

@@ -12,7 +12,7 @@ use low_rank::{DEVIATION, Masks, masks, random_group};
 use medft_kernels::device::{Buffer, Device};
 use medft_kernels::linear::{Group, NO_LOW, StepState};
 use medft_kernels::lora::{self, Grads, Slots};
-use medft_kernels::{Ptr, weight_grad};
+use medft_kernels::{Ptr, norm, weight_grad};
 use proptest::prelude::*;
 
 const BF16: f64 = 1.0 / 256.0;
@@ -343,8 +343,8 @@ proptest! {
 
         let (a, before) = (random.bf16s(rows * m, 1.0), random.f32s(m, 1.0));
         let (dense, out) = (device.upload(&a).unwrap(), device.upload(&before).unwrap());
-        let scratch = poisoned_f32(device, weight_grad::bias_scratch_len(rows, m));
-        weight_grad::bias_grad(device, rows, m, dense.ptr(), out.ptr(), scratch.ptr()).unwrap();
+        let scratch = poisoned_f32(device, norm::column_sum_scratch(rows, m));
+        norm::column_sum(device, rows, m, m, dense.ptr(), out.ptr(), scratch.ptr()).unwrap();
         let got = out.download().unwrap();
         let places: Vec<_> = (0..m).map(|c| {
             let (value, size) = sum((0..rows).map(|t| a[t * m + c].to_f64()));

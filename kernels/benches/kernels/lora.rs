@@ -5,7 +5,7 @@ use crate::gemm::{dropout, group};
 use crate::models::{LAYERS, RANK, TOKENS};
 use medft_kernels::linear::{Group, NO_LOW};
 use medft_kernels::lora::{self, Grads, Slots};
-use medft_kernels::{Ptr, weight_grad};
+use medft_kernels::{Ptr, norm, weight_grad};
 
 pub fn all(bench: &mut Bench) {
     for model in &LAYERS {
@@ -145,8 +145,8 @@ fn gradients(bench: &mut Bench, m: usize, n: usize, at: &str) {
         Work::bytes(2 * TOKENS * m),
         |rig| {
             let (dy, out) = (rig.bf16(TOKENS * m), rig.f32(m));
-            let scratch = rig.f32(weight_grad::bias_scratch_len(TOKENS, m));
-            move |d| weight_grad::bias_grad(d, TOKENS, m, dy.ptr(), out.ptr(), scratch.ptr())
+            let scratch = rig.f32(norm::column_sum_scratch(TOKENS, m));
+            move |d| norm::column_sum(d, TOKENS, m, m, dy.ptr(), out.ptr(), scratch.ptr())
         },
     );
 }

@@ -2,6 +2,12 @@
 //!
 //! Invariant: nothing here panics on a machine without a driver: presence is asked for before the first symbol is loaded.
 
+mod buffer;
+mod graph;
+
+pub use buffer::Buffer;
+pub use graph::Graph;
+
 use crate::fatbins::FATBINS;
 use crate::launch::{Geometry, Gpu, Kernel, LaunchError, Launcher, Ptr, TensorMap};
 use bytemuck::Pod;
@@ -231,25 +237,6 @@ impl Device {
         self.bind()?;
         // SAFETY: the caller owns `from.len()` elements at `to`; pageable memory is staged before the call returns.
         unsafe { result::memcpy_htod_async(to.address(), from, self.0.stream) }
-            .map_err(driver("copying to the GPU"))
-    }
-
-    /// Copies from pinned memory without waiting.
-    ///
-    /// # Errors
-    /// The driver's.
-    pub fn write_pinned<T: Pod>(
-        &self,
-        to: Ptr<T>,
-        from: &Pinned<T>,
-        len: usize,
-    ) -> Result<(), LaunchError> {
-        if len == 0 {
-            return Ok(());
-        }
-        self.bind()?;
-        // SAFETY: the caller leaves `from` alone until the stream has passed (see `Pinned`).
-        unsafe { result::memcpy_htod_async(to.address(), &from.as_slice()[..len], self.0.stream) }
             .map_err(driver("copying to the GPU"))
     }
 
@@ -570,143 +557,6 @@ impl Drop for Inner {
             }
             let _ = result::stream::destroy(self.stream);
             let _ = result::primary_ctx::release(self.device);
-        }
-    }
-}
-
-/// Device memory, freed when dropped.
-pub struct Buffer<T> {
-    device: Device,
-    ptr: Ptr<T>,
-    len: usize,
-}
-
-impl<T> Buffer<T> {
-    /// Its address.
-    pub fn ptr(&self) -> Ptr<T> {
-        self.ptr
-    }
-
-    /// Elements.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether it holds nothing.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-}
-
-impl<T: Pod> Buffer<T> {
-    /// A copy of its elements; waits for the stream.
-    ///
-    /// # Errors
-    /// The driver's, those of earlier kernels among them.
-    pub fn download(&self) -> Result<Vec<T>, LaunchError> {
-        let mut to = vec![T::zeroed(); self.len];
-        self.device.read(self.ptr, &mut to)?;
-        Ok(to)
-    }
-}
-
-impl<T> Drop for Buffer<T> {
-    fn drop(&mut self) {
-        // The stream may still use the memory: cuMemFree waits for the device.
-        // SAFETY: allocated by `Device::alloc`, freed once.
-        unsafe {
-            let _ = self.device.bind();
-            let _ = result::free_sync(self.ptr.address());
-        }
-    }
-}
-
-/// Page-locked host memory, which the GPU reads without staging. Whoever writes to it waits first until the stream has passed earlier copies.
-pub struct Pinned<T> {
-    device: Device,
-    at: *mut T,
-    len: usize,
-}
-// SAFETY: plain memory, owned.
-unsafe impl<T: Send> Send for Pinned<T> {}
-// SAFETY: shared access only reads.
-unsafe impl<T: Sync> Sync for Pinned<T> {}
-
-impl<T: Pod> Pinned<T> {
-    /// `len` zeros.
-    ///
-    /// # Errors
-    /// The driver's.
-    pub fn zeros(device: &Device, len: usize) -> Result<Self, LaunchError> {
-        device.bind()?;
-        let bytes = (len * size_of::<T>()).max(1);
-        // SAFETY: freed once, in `drop`; zeroed before anyone reads it.
-        let at = unsafe {
-            let at = result::malloc_host(bytes, 0)
-                .map_err(driver("reserving pinned memory"))?
-                .cast::<T>();
-            std::ptr::write_bytes(at.cast::<u8>(), 0, bytes);
-            at
-        };
-        Ok(Pinned {
-            device: device.clone(),
-            at,
-            len,
-        })
-    }
-
-    /// Its elements.
-    pub fn as_slice(&self) -> &[T] {
-        // SAFETY: `len` initialised elements, aligned to a page.
-        unsafe { std::slice::from_raw_parts(self.at, self.len) }
-    }
-
-    /// Its elements, to be written.
-    pub fn as_mut_slice(&mut self) -> &mut [T] {
-        // SAFETY: as above, and borrowed uniquely.
-        unsafe { std::slice::from_raw_parts_mut(self.at, self.len) }
-    }
-}
-
-impl<T> Drop for Pinned<T> {
-    fn drop(&mut self) {
-        // SAFETY: allocated by `zeros`; a copy under way is finished first.
-        unsafe {
-            let _ = self.device.synchronize();
-            let _ = result::free_host(self.at.cast::<c_void>());
-        }
-    }
-}
-
-/// A recorded sequence of launches.
-pub struct Graph {
-    device: Device,
-    exec: sys::CUgraphExec,
-}
-// SAFETY: a driver handle.
-unsafe impl Send for Graph {}
-// SAFETY: as above.
-unsafe impl Sync for Graph {}
-
-impl Graph {
-    /// Enqueues all of it.
-    ///
-    /// # Errors
-    /// The driver's.
-    pub fn launch(&self) -> Result<(), LaunchError> {
-        self.device.bind()?;
-        // SAFETY: both handles are valid.
-        unsafe { result::graph::launch(self.exec, self.device.0.stream) }
-            .map_err(driver("launching a graph"))
-    }
-}
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        // SAFETY: made by `Device::record`, destroyed once.
-        unsafe {
-            let _ = self.device.bind();
-            let _ = result::graph::exec_destroy(self.exec);
         }
     }
 }
