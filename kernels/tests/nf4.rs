@@ -4,32 +4,13 @@
 #[path = "gpu/mod.rs"]
 mod gpu;
 
-use gpu::{Random, poisoned, poisoned_f32};
+use gpu::{CODEBOOK, Random, poisoned, poisoned_f32};
 use half::bf16;
 use medft_kernels::Ptr;
 use medft_kernels::device::{Buffer, Device};
 use medft_kernels::nf4::{self, Absmax, Source, Weights};
 use proptest::prelude::*;
 use std::path::PathBuf;
-
-const CODEBOOK: [f32; 16] = [
-    -1.0,
-    -0.696_192_8,
-    -0.525_073_05,
-    -0.394_917_5,
-    -0.284_441_38,
-    -0.184_773_43,
-    -0.091_050_036,
-    0.0,
-    0.079_580_3,
-    0.160_930_2,
-    0.246_112_3,
-    0.337_915_24,
-    0.440_709_83,
-    0.562_617,
-    0.722_956_84,
-    1.0,
-];
 
 /// engine/model/nf4.rs, `quantize_block`.
 fn quantize_on_cpu(values: &[f32]) -> (Vec<u8>, Vec<f32>) {

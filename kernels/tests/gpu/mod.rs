@@ -5,6 +5,26 @@ use half::bf16;
 use medft_kernels::device::{Buffer, Device};
 use std::sync::OnceLock;
 
+/// The sixteen values of an NF4 code (QLoRA, appendix E), apart from the engine's own.
+pub const CODEBOOK: [f32; 16] = [
+    -1.0,
+    -0.696_192_8,
+    -0.525_073_05,
+    -0.394_917_5,
+    -0.284_441_38,
+    -0.184_773_43,
+    -0.091_050_036,
+    0.0,
+    0.079_580_3,
+    0.160_930_2,
+    0.246_112_3,
+    0.337_915_24,
+    0.440_709_83,
+    0.562_617,
+    0.722_956_84,
+    1.0,
+];
+
 /// The GPU, or `None` with a line on stderr; `MEDFT_REQUIRE_GPU=1` makes its absence a failure.
 pub fn gpu() -> Option<&'static Device> {
     static DEVICE: OnceLock<Option<Device>> = OnceLock::new();

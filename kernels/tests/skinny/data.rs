@@ -1,30 +1,11 @@
 //! Random cases of the few-row products: shapes, data on both sides, and the values that NF4 weights stand for.
 #![allow(dead_code)]
 
-use crate::gpu::{Random, poisoned_f32};
+use crate::gpu::{CODEBOOK, Random, poisoned_f32};
 use half::bf16;
 use medft_kernels::device::{Buffer, Device};
 use medft_kernels::linear::{Group, NO_LOW};
 use medft_kernels::nf4::{self, Absmax, Source, Weights};
-
-const CODEBOOK: [f32; 16] = [
-    -1.0,
-    -0.696_192_8,
-    -0.525_073_05,
-    -0.394_917_5,
-    -0.284_441_38,
-    -0.184_773_43,
-    -0.091_050_036,
-    0.0,
-    0.079_580_3,
-    0.160_930_2,
-    0.246_112_3,
-    0.337_915_24,
-    0.440_709_83,
-    0.562_617,
-    0.722_956_84,
-    1.0,
-];
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Kind {
