@@ -8,66 +8,14 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod error;
 pub mod facts;
+mod packed;
 
 use crate::model::checkpoint::Tensor;
+pub use error::BackendError;
 use medft_dsl::plan::{Decode, Precision};
-
-/// Sequences laid back to back without padding, and the positions that carry a target.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Packed {
-    /// Token ids, `[tokens]`.
-    pub ids: Vec<u32>,
-    /// The sequences, in the order of their rows; they cover `ids` exactly.
-    pub sequences: Vec<Sequence>,
-    /// Rows whose next token is supervised (or asked for), in ascending order of `row`.
-    pub targets: Vec<Target>,
-    /// Index of the first token within the optimizer step: dropout masks follow it, so that the division
-    /// into micro-batches does not change them.
-    pub first_token: u64,
-}
-
-/// One sequence of a packed batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sequence {
-    /// Its first row in the batch.
-    pub start: usize,
-    /// Its number of rows.
-    pub len: usize,
-    /// Tokens of it that the KV cache already holds; 0 in training. Row `i` has position `past + i`.
-    pub past: usize,
-    /// Its place in the KV cache; unused in training.
-    pub slot: usize,
-}
-
-/// A row that predicts a token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Target {
-    /// Row of the batch whose output is used.
-    pub row: usize,
-    /// The token that should follow.
-    pub id: u32,
-}
-
-impl Packed {
-    /// Rows in the batch.
-    pub fn tokens(&self) -> usize {
-        self.ids.len()
-    }
-
-    /// Appends a sequence of which `past` tokens are in the cache's `slot` already; returns its first row.
-    pub fn push(&mut self, ids: &[u32], past: usize, slot: usize) -> usize {
-        let start = self.ids.len();
-        self.ids.extend_from_slice(ids);
-        self.sequences.push(Sequence {
-            start,
-            len: ids.len(),
-            past,
-            slot,
-        });
-        start
-    }
-}
+pub use packed::{Packed, Sequence, Target};
 
 /// A range of the flat buffer that holds every trained value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,6 +73,18 @@ pub struct Dropout {
     pub step: u64,
     /// Layer and projection.
     pub stream: u32,
+}
+
+impl Dropout {
+    /// 16-bit uniforms below it drop their element.
+    pub fn threshold(&self) -> u32 {
+        (f64::from(self.p) * 65_536.0).round() as u32
+    }
+
+    /// Factor of what is kept.
+    pub fn keep_scale(&self) -> f32 {
+        1.0 / (1.0 - self.p)
+    }
 }
 
 /// One linear layer of a group.
@@ -274,70 +234,6 @@ pub struct Need {
     pub acts: Vec<usize>,
     /// Of f32 buffers, in elements.
     pub floats: Vec<usize>,
-}
-
-/// Why a backend could not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum BackendError {
-    /// The tensor's numbers cannot be used.
-    #[error("{file}: tensor `{tensor}` {problem}")]
-    Tensor {
-        /// The file.
-        file: String,
-        /// The tensor's name.
-        tensor: String,
-        /// What is wrong with it.
-        problem: String,
-    },
-    /// The device has too little memory.
-    #[error(
-        "{what} needs {} on {device} and {} are free; {remedies}",
-        gib(*.needed),
-        gib(*.free)
-    )]
-    OutOfMemory {
-        /// The device's name, "GPU 0".
-        device: String,
-        /// What the memory is for, "the activations of a batch".
-        what: &'static str,
-        /// Bytes asked for.
-        needed: u64,
-        /// Bytes that are free.
-        free: u64,
-        /// What to set: "set `micro_batch = auto` or `precision = nf4`".
-        remedies: String,
-    },
-    /// The device or its driver failed.
-    #[error("{doing}: {message}")]
-    Device {
-        /// What was being done.
-        doing: String,
-        /// What the driver said.
-        message: String,
-    },
-    /// Nothing is left to choose from.
-    #[error(
-        "no next token: none of {vocab} logits is a usable number (they are NaN, infinite or masked); check the weights with `medft-engine score`"
-    )]
-    NoToken {
-        /// Length of the row.
-        vocab: usize,
-    },
-}
-
-impl BackendError {
-    /// Whether the weights are wrong rather than the device.
-    pub fn is_input(&self) -> bool {
-        match self {
-            BackendError::Tensor { .. } | BackendError::NoToken { .. } => true,
-            BackendError::OutOfMemory { .. } | BackendError::Device { .. } => false,
-        }
-    }
-}
-
-/// Bytes for people.
-fn gib(bytes: u64) -> String {
-    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
 }
 
 /// The op set. `Act` holds activations `[rows, columns]` row-major in the backend's activation dtype (f32 on
@@ -602,25 +498,4 @@ pub struct HeadBackward<'a, B: Backend> {
     pub dx: &'a mut B::Act,
     /// Gradients of the trained values.
     pub grads: &'a mut B::Float,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn too_little_memory_is_a_sentence_with_two_remedies_and_not_the_users_input() {
-        let error = BackendError::OutOfMemory {
-            device: "GPU 0".into(),
-            what: "a training pass",
-            needed: (27.4 * 1024f64.powi(3)) as u64,
-            free: (22.1 * 1024f64.powi(3)) as u64,
-            remedies: "set `micro_batch = auto` or `precision = nf4`".into(),
-        };
-        assert_eq!(
-            error.to_string(),
-            "a training pass needs 27.4 GiB on GPU 0 and 22.1 GiB are free; set `micro_batch = auto` or `precision = nf4`"
-        );
-        assert!(!error.is_input());
-    }
 }

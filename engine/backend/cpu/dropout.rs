@@ -22,14 +22,10 @@ impl<'a> Mask<'a> {
 
     /// `x = keep ? x / (1 - p) : 0` on `[rows, columns]`.
     pub fn apply(&self, columns: usize, x: &mut [f32]) {
+        let (threshold, keep) = (self.dropout.threshold(), self.dropout.keep_scale());
         let Dropout {
-            p,
-            seed,
-            step,
-            stream,
+            seed, step, stream, ..
         } = *self.dropout;
-        let threshold = (f64::from(p) * 65_536.0).round() as u32;
-        let keep = 1.0 / (1.0 - p);
         let key = [
             seed as u32 ^ step as u32,
             (seed >> 32) as u32 ^ (step >> 32) as u32 ^ stream.rotate_left(16),

@@ -26,7 +26,8 @@ pub struct Cache {
     table: Buffer<u32>,
 }
 
-fn heads(heads: &Heads) -> attention::Heads {
+/// Heads as the kernels see them.
+pub fn kernel_heads(heads: &Heads) -> attention::Heads {
     attention::Heads {
         queries: heads.queries,
         keys: heads.keys,
@@ -56,7 +57,7 @@ impl Cache {
             layers,
             slots,
             capacity,
-            heads: heads(shape),
+            heads: kernel_heads(shape),
             lengths: vec![0; slots],
             table: device.alloc(2 * slots)?,
         })
@@ -120,9 +121,9 @@ impl Cuda {
         lse: Ptr<f32>,
     ) -> Result<(), LaunchError> {
         let d = &self.0.device;
-        let hopper = attention_hopper::supports(d.gpu(), &heads(shape));
+        let hopper = attention_hopper::supports(d.gpu(), &kernel_heads(shape));
         let forward = Forward {
-            heads: heads(shape),
+            heads: kernel_heads(shape),
             tokens: batch.packed.tokens(),
             work: batch.works(if hopper {
                 attention_hopper::TILE
@@ -155,9 +156,9 @@ impl Cuda {
         let tokens = batch.packed.tokens();
         let mut scratch = self.scratch();
         let [delta] = scratch.take(d, [4 * shape.queries * tokens])?;
-        let hopper = attention_hopper::supports(d.gpu(), &heads(shape));
+        let hopper = attention_hopper::supports(d.gpu(), &kernel_heads(shape));
         let backward = Backward {
-            heads: heads(shape),
+            heads: kernel_heads(shape),
             tokens,
             work: batch.works(if hopper {
                 attention_hopper::TILE

@@ -29,12 +29,6 @@ pub struct Batch {
     pub target_rows: Ptr<u32>,
     /// The tokens that should follow them.
     pub target_ids: Ptr<u32>,
-    /// Rows in the order of their token ids (stable), `[T]`.
-    pub by_id: Ptr<u32>,
-    /// Where each distinct id's run starts in `by_id`, and the end, `[runs + 1]`.
-    pub runs: Ptr<u32>,
-    /// Distinct ids.
-    pub run_count: usize,
     /// Sequences as the KV cache sees them.
     pub places: Ptr<Place>,
     /// Whether every sequence has one new token behind what the cache holds.
@@ -54,15 +48,6 @@ impl Batch {
             .map(|p| p as u32)
             .collect();
         let context = positions.iter().max().map_or(0, |p| *p as usize + 1);
-        let mut by_id: Vec<u32> = (0..packed.ids.len() as u32).collect();
-        by_id.sort_by_key(|row| packed.ids[*row as usize]);
-        let id = |i: usize| packed.ids[by_id[i] as usize];
-        let mut runs: Vec<u32> = (0..by_id.len())
-            .filter(|i| *i == 0 || id(*i) != id(i - 1))
-            .map(|i| i as u32)
-            .collect();
-        let run_count = runs.len();
-        runs.push(by_id.len() as u32);
         let places: Vec<Place> = packed
             .sequences
             .iter()
@@ -83,8 +68,6 @@ impl Batch {
         let positions = tables.push(&positions);
         let target_rows = tables.push(&target_rows);
         let target_ids = tables.push(&target_ids);
-        let by_id = tables.push(&by_id);
-        let runs = tables.push(&runs);
         let places = tables.push(bytemuck::cast_slice(&places));
         let works = lists
             .each_ref()
@@ -99,9 +82,6 @@ impl Batch {
             context,
             target_rows: start.at(target_rows),
             target_ids: start.at(target_ids),
-            by_id: start.at(by_id),
-            runs: start.at(runs),
-            run_count,
             places: start.at(places).cast(),
             decoding: packed.sequences.iter().all(|s| s.len == 1 && s.past > 0),
             works: std::array::from_fn(|i| Works {

@@ -2,9 +2,12 @@
 //!
 //! Invariant: the sizes here are those that the ops and the loaders beside it allocate.
 
-use super::linear::{gradient, low_columns};
+use super::attention::kernel_heads;
+use super::head::{loss_bytes, score_bytes};
+use super::linear::{backward_bytes, forward_bytes, kernel_group};
 use super::matrix::ROWS;
 use super::memory::ALIGNMENT;
+use super::ops::embed_bytes;
 use super::{Cuda, Device, NoDevice};
 use crate::backend::Heads;
 use crate::backend::facts::{Facts, GroupShape, MatrixShape, Memory, Passes, Rates};
@@ -12,9 +15,7 @@ use crate::machine::gpu::{Gpu, Graphics, Kernels};
 use crate::model::nf4;
 use half::bf16;
 use medft_dsl::plan::Precision;
-use medft_kernels::linear::{Group, MEMBERS, NO_LOW};
-use medft_kernels::{LaunchError, Launcher, attention, decode, fatbins, lora, norm, sample};
-use medft_kernels::{optimizer, weight_grad};
+use medft_kernels::{LaunchError, Launcher, decode, fatbins, optimizer, sample};
 
 /// Machine code of the kernels, tables of batches, and what the driver rounds up: a guess on the high side, not a measurement.
 const RESERVE: usize = 256 << 20;
@@ -156,6 +157,11 @@ impl Facts for Cuda {
             groups.unwrap_or(0),
             attention_scratch(p),
             head_scratch(p),
+            sum(&embed_bytes(if p.full && p.training {
+                p.tokens
+            } else {
+                0
+            })),
             sampler_scratch(p),
             8 * optimizer::NORM_SCRATCH,
         ];
@@ -170,89 +176,35 @@ fn sum(bytes: &[usize]) -> usize {
 
 /// A linear layer's, forward and backward.
 fn group_scratch(shape: &GroupShape, p: &Passes) -> usize {
-    let mut group = Group {
-        rows: p.tokens,
-        inputs: shape.inputs,
-        outputs: [0; MEMBERS],
-        low_at: [NO_LOW; MEMBERS],
-        rank: 0,
-    };
-    let mut at = 0;
-    for (i, (outputs, rank)) in shape.outputs.iter().zip(&shape.ranks).enumerate() {
-        group.outputs[i] = *outputs;
-        if *rank > 0 {
-            group.rank = low_columns(*rank);
-            group.low_at[i] = at;
-            at += group.rank as u32;
-        }
-    }
-    let (k, n) = (group.inputs, group.columns());
-    let wide = match p.full || p.precision == Precision::Nf4 {
-        true => 2 * n * k,
-        false => 0,
-    };
-    let (a, b) = (2 * group.low() * k, 2 * n * group.rank);
-    let forward = sum(&[a, b, 4 * n, wide]);
+    let members = shape
+        .outputs
+        .iter()
+        .copied()
+        .zip(shape.ranks.iter().copied());
+    let group = kernel_group(p.tokens, shape.inputs, members);
+    let wide = p.full || p.precision == Precision::Nf4;
+    let forward = sum(&forward_bytes(&group, wide));
     if !p.training {
         return forward;
     }
-    let low = if group.rank > 0 {
-        lora::scratch_len(&group)
-    } else {
-        0
-    };
-    let own = shape.outputs.iter().map(|outputs| {
-        let weight = match p.full {
-            true => weight_grad::scratch_len(gradient(p.tokens, *outputs, k)),
-            false => 0,
-        };
-        weight.max(norm::column_sum_scratch(p.tokens, *outputs))
-    });
-    let partials = own.fold(low, usize::max);
-    let backward = sum(&[a, b, 2 * p.tokens * group.low(), 4 * partials, wide]);
-    forward.max(backward)
+    forward.max(sum(&backward_bytes(&group, wide, p.full)))
 }
 
 fn attention_scratch(p: &Passes) -> usize {
     let rows = 4 * p.heads.queries * p.tokens;
     let partial = p.cached.map_or(0, |(slots, room)| {
-        let heads = attention::Heads {
-            queries: p.heads.queries,
-            keys: p.heads.keys,
-            dim: p.heads.dim,
-            window: p.heads.window.map(|w| w as u32),
-        };
-        4 * decode::scratch_len(&heads, slots, room)
+        4 * decode::scratch_len(&kernel_heads(p.heads), slots, room)
     });
     sum(&[partial, rows])
 }
 
 /// The head's: loss and gradient in chunks, or the logits of a decoding step.
 fn head_scratch(p: &Passes) -> usize {
-    let (h, stride) = (p.hidden, p.vocab.next_multiple_of(ROWS));
-    let wide = if p.full { 2 * stride * h } else { 0 };
-    if p.cached.is_some() {
-        let padded = if stride == p.vocab {
-            0
-        } else {
-            4 * p.targets * stride
-        };
-        return sum(&[wide, 2 * p.targets * h, padded]);
+    let shape = [p.hidden, p.vocab, p.targets];
+    match p.cached {
+        Some(_) => sum(&score_bytes(shape, p.full)),
+        None => sum(&loss_bytes(shape, p.full, p.full, true)),
     }
-    let rows = super::head::CHUNK.min(p.targets);
-    let partials = match p.full {
-        true => weight_grad::scratch_len(gradient(rows, p.vocab, h)),
-        false => 0,
-    };
-    sum(&[
-        wide,
-        2 * rows * h,
-        4 * rows * stride,
-        4 * rows,
-        2 * rows * stride,
-        2 * p.targets * h,
-        4 * partials,
-    ])
 }
 
 fn sampler_scratch(p: &Passes) -> usize {

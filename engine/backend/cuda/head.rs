@@ -15,7 +15,7 @@ use medft_kernels::linear::{self, Group, MEMBERS, NO_LOW};
 use medft_kernels::{LaunchError, Launcher, Ptr, elementwise, skinny, weight_grad};
 
 /// Rows of a chunk: 2,048 x 2,048 inputs are 128 tiles of the product that goes back, about as many as an H100 has multiprocessors.
-pub const CHUNK: usize = 2048;
+const CHUNK: usize = 2048;
 
 /// What the head works on.
 pub struct Head<'a> {
@@ -39,23 +39,9 @@ impl Cuda {
         let (h, v) = (head.hidden, head.vocab);
         let stride = v.next_multiple_of(ROWS);
         let targets = head.batch.packed.targets.len();
-        let rows = CHUNK.min(targets);
-        let kept = if backward.is_some() { targets } else { 0 };
-        let partials = match (&head.weight, &backward) {
-            (Weight::Trained(_), Some(_)) => weight_grad::scratch_len(gradient(rows, v, h)),
-            _ => 0,
-        };
+        let trained = matches!(head.weight, Weight::Trained(_));
         let mut scratch = self.scratch();
-        let dz = if backward.is_some() { rows * stride } else { 0 };
-        let sizes = [
-            self.wide_bytes(head),
-            2 * rows * h,
-            4 * rows * stride,
-            4 * rows,
-            2 * dz,
-            2 * kept * h,
-            4 * partials,
-        ];
+        let sizes = loss_bytes([h, v, targets], wide(head), trained, backward.is_some());
         let [weight, x, logits, lse, dz, dx, partials] = scratch.take(d, sizes)?;
         let weight = self.head_weight(head, weight.cast())?;
         let (x, logits, lse, dx) = (
@@ -130,15 +116,14 @@ impl Cuda {
         let d = &self.0.device;
         let (h, v, n) = (head.hidden, head.vocab, head.batch.packed.targets.len());
         let stride = v.next_multiple_of(ROWS);
-        let padded = if stride == v { 0 } else { 4 * n * stride };
         let mut scratch = self.scratch();
-        let [weight, x, wide] = scratch.take(d, [self.wide_bytes(head), 2 * n * h, padded])?;
+        let [weight, x, padded] = scratch.take(d, score_bytes([h, v, n], wide(head)))?;
         let weight = self.head_weight(head, weight.cast())?;
         let x = x.cast::<bf16>();
         elementwise::gather_rows(d, n, h, head.x.ptr(), head.batch.target_rows, x)?;
         if stride != v {
-            self.logits_of(n, stride, h, x, weight, wide.cast())?;
-            return d.copy_rows([to, wide.cast()], [v, stride], n, v);
+            self.logits_of(n, stride, h, x, weight, padded.cast())?;
+            return d.copy_rows([to, padded.cast()], [v, stride], n, v);
         }
         if head.batch.decoding && n <= FEW {
             return skinny::logits(d, n, h, v, x, weight, to);
@@ -172,14 +157,6 @@ impl Cuda {
         gemm::plain_nt(d, shape, x, h, weight, h, Output::F32(to))
     }
 
-    /// Scratch bytes of the head in bf16; 0 where it lies so already.
-    fn wide_bytes(&self, head: &Head) -> usize {
-        match head.weight {
-            Weight::Frozen(matrix) if matches!(matrix.stored(), Stored::Bf16(_)) => 0,
-            _ => 2 * head.vocab.next_multiple_of(ROWS) * head.hidden,
-        }
-    }
-
     fn head_weight(&self, head: &Head, scratch: Ptr<bf16>) -> Result<Ptr<bf16>, LaunchError> {
         match head.weight {
             Weight::Frozen(matrix) => matrix.in_bf16(&self.0.device, scratch),
@@ -189,5 +166,58 @@ impl Cuda {
                 self.round(head.values, *slot, scratch).map(|()| scratch)
             }
         }
+    }
+}
+
+/// Whether the head has to be made in bf16.
+fn wide(head: &Head) -> bool {
+    match head.weight {
+        Weight::Frozen(matrix) => !matches!(matrix.stored(), Stored::Bf16(_)),
+        Weight::Trained(_) => true,
+    }
+}
+
+/// Scratch of the losses at `[hidden, vocab, targets]`: the head in bf16 if it lies in another form (`wide`), inputs, logits and their log-sum-exp of a
+/// chunk; and to go backward, the gradients of logits and inputs and the partial sums of a trained head's.
+pub fn loss_bytes(
+    [h, v, targets]: [usize; 3],
+    wide: bool,
+    trained: bool,
+    backward: bool,
+) -> [usize; 7] {
+    let (stride, rows) = (v.next_multiple_of(ROWS), CHUNK.min(targets));
+    let partials = match trained && backward {
+        true => weight_grad::scratch_len(gradient(rows, v, h)),
+        false => 0,
+    };
+    let (dz, dx) = if backward {
+        (rows * stride, targets * h)
+    } else {
+        (0, 0)
+    };
+    [
+        wide_bytes(h, v, wide),
+        2 * rows * h,
+        4 * rows * stride,
+        4 * rows,
+        2 * dz,
+        2 * dx,
+        4 * partials,
+    ]
+}
+
+/// Scratch of the logits at `[hidden, vocab, targets]`: the head as above, inputs, and logits with padded rows if there is padding.
+pub fn score_bytes([h, v, targets]: [usize; 3], wide: bool) -> [usize; 3] {
+    let stride = v.next_multiple_of(ROWS);
+    let padded = if stride == v { 0 } else { 4 * targets * stride };
+    [wide_bytes(h, v, wide), 2 * targets * h, padded]
+}
+
+/// The head in bf16, its rows padded.
+fn wide_bytes(h: usize, v: usize, wide: bool) -> usize {
+    if wide {
+        2 * v.next_multiple_of(ROWS) * h
+    } else {
+        0
     }
 }

@@ -23,6 +23,67 @@ pub fn low_columns(rank: usize) -> usize {
     rank.next_multiple_of(RANK)
 }
 
+/// A group of members with these (outputs, true ranks; 0 without an adapter), as the kernels see it.
+pub fn kernel_group(
+    rows: usize,
+    inputs: usize,
+    members: impl Iterator<Item = (usize, usize)>,
+) -> linear::Group {
+    let mut group = linear::Group {
+        rows,
+        inputs,
+        outputs: [0; MEMBERS],
+        low_at: [NO_LOW; MEMBERS],
+        rank: 0,
+    };
+    for (i, (outputs, rank)) in members.enumerate() {
+        group.outputs[i] = outputs;
+        if rank > 0 {
+            group.low_at[i] = group.low() as u32;
+            group.rank = low_columns(rank);
+        }
+    }
+    group
+}
+
+/// Scratch of the forward product: A, B, biases, and the weights in bf16 if they lie in another form.
+pub fn forward_bytes(g: &linear::Group, wide: bool) -> [usize; 4] {
+    [a_bytes(g), b_bytes(g), 4 * g.columns(), wide_bytes(g, wide)]
+}
+
+/// Scratch of the backward pass: A, B, the gradient of the low-rank product, partial sums, and the weights as above.
+pub fn backward_bytes(g: &linear::Group, wide: bool, trained: bool) -> [usize; 5] {
+    let adapters = if g.rank > 0 { lora::scratch_len(g) } else { 0 };
+    let own = g.outputs.iter().map(|outputs| {
+        let weight = match trained {
+            true => weight_grad::scratch_len(gradient(g.rows, *outputs, g.inputs)),
+            false => 0,
+        };
+        weight.max(norm::column_sum_scratch(g.rows, *outputs))
+    });
+    let partials = own.fold(adapters, usize::max);
+    let up = 2 * g.rows * g.low();
+    [
+        a_bytes(g),
+        b_bytes(g),
+        up,
+        4 * partials,
+        wide_bytes(g, wide),
+    ]
+}
+
+fn a_bytes(g: &linear::Group) -> usize {
+    2 * g.low() * g.inputs
+}
+
+fn b_bytes(g: &linear::Group) -> usize {
+    2 * g.columns() * g.rank
+}
+
+fn wide_bytes(g: &linear::Group, wide: bool) -> usize {
+    if wide { 2 * g.columns() * g.inputs } else { 0 }
+}
+
 /// A group as the kernels see it.
 struct Shape {
     group: linear::Group,
@@ -32,30 +93,20 @@ struct Shape {
 
 impl Cuda {
     fn shape(&self, group: &Group<Cuda>, batch: &Batch, rows: usize) -> Result<Shape, LaunchError> {
+        let member = |m: &Linear<Cuda>| (m.outputs, m.lora.map_or(0, |l| l.rank));
         let mut shape = Shape {
-            group: linear::Group {
-                rows,
-                inputs: group.inputs,
-                outputs: [0; MEMBERS],
-                low_at: [NO_LOW; MEMBERS],
-                rank: 0,
-            },
+            group: kernel_group(rows, group.inputs, group.members.iter().map(member)),
             scale: 0.0,
             dropout: None,
         };
-        let mut at = 0;
         for (i, member) in group.members.iter().enumerate() {
-            shape.group.outputs[i] = member.outputs;
             let Some(lora) = &member.lora else { continue };
-            shape.group.rank = low_columns(lora.rank);
             shape.scale = lora.scale;
-            shape.group.low_at[i] = at;
-            at += shape.group.rank as u32;
             if let Some(dropout) = &lora.dropout {
                 let state = self.step_state(dropout, batch.packed.first_token)?;
                 let masks = shape.dropout.get_or_insert(linear::Dropout {
-                    threshold: (f64::from(dropout.p) * 65536.0).round() as u32,
-                    keep_scale: 1.0 / (1.0 - dropout.p),
+                    threshold: dropout.threshold(),
+                    keep_scale: dropout.keep_scale(),
                     state,
                     streams: [0; MEMBERS],
                 });
@@ -79,23 +130,17 @@ impl Cuda {
         let d = &self.0.device;
         let shape = self.shape(group, batch, rows)?;
         let g = shape.group;
-        let (k, n) = (g.inputs, g.columns());
         let few = batch.decoding && rows <= FEW;
         let stored = stored(group);
         let direct = few
             && match stored {
                 Some(Stored::Bf16(_)) => true,
-                Some(Stored::Nf4(_)) => k.is_multiple_of(BLOCK),
+                Some(Stored::Nf4(_)) => g.inputs.is_multiple_of(BLOCK),
                 None => false,
             };
-        let wide = match stored {
-            Some(Stored::Bf16(_)) => 0,
-            _ if direct => 0,
-            _ => 2 * n * k,
-        };
+        let wide = !direct && !matches!(stored, Some(Stored::Bf16(_)));
         let mut scratch = self.scratch();
-        let [a, b, bias, weight] =
-            scratch.take(d, [2 * g.low() * k, 2 * n * g.rank, 4 * n, wide])?;
+        let [a, b, bias, weight] = scratch.take(d, forward_bytes(&g, wide))?;
         let (a, b) = (a.cast::<bf16>(), b.cast::<bf16>());
         let adapted = g.rank > 0;
         if adapted {
@@ -170,30 +215,10 @@ impl Cuda {
         let shape = self.shape(group, batch, rows)?;
         let g = shape.group;
         let (k, n) = (g.inputs, g.columns());
-        let wide = match stored(group) {
-            Some(Stored::Bf16(_)) => 0,
-            _ => 2 * n * k,
-        };
-        let partials = if g.rank > 0 { lora::scratch_len(&g) } else { 0 };
-        let own = group.members.iter().map(|m| {
-            let weight = match &group.weight {
-                GroupWeight::Trained(_) => weight_grad::scratch_len(gradient(rows, m.outputs, k)),
-                GroupWeight::Frozen(_) => 0,
-            };
-            weight.max(norm::column_sum_scratch(rows, m.outputs))
-        });
-        let partials = own.fold(partials, usize::max);
+        let wide = !matches!(stored(group), Some(Stored::Bf16(_)));
+        let trained = matches!(group.weight, GroupWeight::Trained(_));
         let mut scratch = self.scratch();
-        let [a, b, up, partials, weight] = scratch.take(
-            d,
-            [
-                2 * g.low() * k,
-                2 * n * g.rank,
-                2 * rows * g.low(),
-                4 * partials,
-                wide,
-            ],
-        )?;
+        let [a, b, up, partials, weight] = scratch.take(d, backward_bytes(&g, wide, trained))?;
         let (a, b, up, partials) = (
             a.cast::<bf16>(),
             b.cast::<bf16>(),

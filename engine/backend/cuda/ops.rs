@@ -3,7 +3,7 @@
 use super::head::Head;
 use super::*;
 use medft_dsl::plan::Precision;
-use medft_kernels::embed::{self, Table};
+use medft_kernels::embed::{self, Runs, Table};
 use medft_kernels::norm::{self, GainGradient};
 use medft_kernels::{elementwise, optimizer, sample};
 
@@ -156,17 +156,14 @@ impl Backend for Cuda {
     ) {
         let to = grads.ptr().at(table.offset);
         self.attempt(|| {
-            let (order, starts, runs) = (batch.by_id, batch.runs, batch.run_count);
-            embed::backward(
-                &self.0.device,
-                runs,
-                hidden,
-                batch.ids,
-                order,
-                starts,
-                dx.ptr(),
-                to,
-            )
+            let d = &self.0.device;
+            let runs = Runs::of(&batch.packed.ids);
+            let mut scratch = self.scratch();
+            let [order, starts] = scratch.take(d, embed_bytes(batch.packed.tokens()))?;
+            d.write(order.cast(), &runs.order)?;
+            d.write(starts.cast(), &runs.starts)?;
+            let (order, starts, ids) = (order.cast(), starts.cast(), batch.ids);
+            embed::backward(d, runs.len(), hidden, ids, order, starts, dx.ptr(), to)
         });
     }
 
@@ -424,4 +421,9 @@ impl Backend for Cuda {
         };
         self.attempt(|| optimizer::adamw(&self.0.device, &settings, &buffers));
     }
+}
+
+/// Scratch of the embedding's gradient: the rows sorted by token, and the starts of the runs.
+pub fn embed_bytes(tokens: usize) -> [usize; 2] {
+    [4 * tokens, 4 * (tokens + 1)]
 }
