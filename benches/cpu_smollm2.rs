@@ -4,20 +4,21 @@
 //!     cargo bench --bench cpu_smollm2 -- generate --model DIR --rows rows.json [--batch 1] [--prompt 256] [--new 64]
 #![allow(clippy::print_stdout)]
 
+mod timing;
+
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use medft_dsl::plan::{Decode, Linear, Precision};
 use medft_engine::backend::cpu::Cpu;
 use medft_engine::backend::{AdamWStep, Backend};
-use medft_engine::generate::engine::{Generator, Request};
 use medft_engine::model::decoder::Decoder;
 use medft_engine::model::pass::Workspace;
 use medft_engine::model::trained::{LoraShape, Trained};
 use medft_engine::text::example::Example;
 use medft_engine::train::batch::passes;
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Instant;
+use timing::{median, seconds_to_answer};
 
 #[derive(Parser)]
 struct Args {
@@ -49,11 +50,6 @@ enum What {
 struct Row {
     ids: Vec<u32>,
     target_start: usize,
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 fn main() -> Result<()> {
@@ -162,7 +158,6 @@ fn train(args: &Args, decoder: &Decoder<Cpu>, rows: Vec<Row>) -> Result<serde_js
 fn generate(args: &Args, decoder: &Decoder<Cpu>, rows: Vec<Row>) -> Result<serde_json::Value> {
     let all: Vec<u32> = rows.into_iter().flat_map(|r| r.ids).collect();
     let prompts: Vec<&[u32]> = all.chunks_exact(args.prompt).take(args.batch).collect();
-    let none = BTreeSet::new();
     let run = |max_new: usize| -> Result<f64> {
         let settings = Decode {
             sample: false,
@@ -173,19 +168,7 @@ fn generate(args: &Args, decoder: &Decoder<Cpu>, rows: Vec<Row>) -> Result<serde
             repetition_penalty: 1.0,
             seed: 0,
         };
-        let generator = Generator {
-            decoder,
-            trained: None,
-            settings: &settings,
-            end_ids: &none,
-        };
-        let requests: Vec<Request> = prompts
-            .iter()
-            .map(|prompt| Request { row: 0, prompt })
-            .collect();
-        let began = Instant::now();
-        generator.answer(&requests)?;
-        Ok(began.elapsed().as_secs_f64())
+        seconds_to_answer(decoder, &prompts, &settings)
     };
     run(4)?;
     let (mut prefill, mut decode) = (Vec::new(), Vec::new());

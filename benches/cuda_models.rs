@@ -7,6 +7,8 @@
 //! Weights are written to `--dir` first (bf16 safetensors, one shard a layer) and loaded as any checkpoint. Prints one JSON line a run.
 #![allow(clippy::print_stdout)]
 
+mod timing;
+
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use half::bf16;
@@ -15,7 +17,6 @@ use medft_dsl::plan::{
 };
 use medft_engine::backend::cuda::Cuda;
 use medft_engine::backend::{Backend, Slot};
-use medft_engine::generate::engine::{Generator, Request};
 use medft_engine::model::config::Config;
 use medft_engine::model::decoder::Decoder;
 use medft_engine::model::trained::{LoraShape, Trained, model_shapes};
@@ -24,9 +25,10 @@ use medft_engine::train::snapshot::State;
 use medft_engine::train::step::Stepper;
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, TensorView};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+use timing::{median, seconds_to_answer};
 
 #[derive(Parser)]
 struct Args {
@@ -242,11 +244,6 @@ fn gib(free: u64, decoder: &Decoder<Cuda>) -> Result<f64> {
     Ok(free.saturating_sub(now) as f64 / f64::from(1 << 30))
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 fn main() -> Result<()> {
     let args = Args::parse();
     let precision = match args.precision.as_str() {
@@ -374,7 +371,6 @@ fn train(args: &Args, decoder: &Decoder<Cuda>, free: u64) -> Result<serde_json::
 /// Time to the first token, and from one token to the next, as the peers' scripts count: (n new - 1 new) / (n - 1).
 fn generate(args: &Args, decoder: &Decoder<Cuda>, free: u64) -> Result<serde_json::Value> {
     let prompts = random_rows(args, decoder.config.vocab);
-    let none = BTreeSet::new();
     let run = |max_new: u64| -> Result<f64> {
         let settings = Decode {
             sample: args.sample,
@@ -385,19 +381,7 @@ fn generate(args: &Args, decoder: &Decoder<Cuda>, free: u64) -> Result<serde_jso
             repetition_penalty: 1.0,
             seed: 0,
         };
-        let generator = Generator {
-            decoder,
-            trained: None,
-            settings: &settings,
-            end_ids: &none,
-        };
-        let requests: Vec<Request> = prompts
-            .iter()
-            .map(|prompt| Request { row: 0, prompt })
-            .collect();
-        let began = Instant::now();
-        generator.answer(&requests)?;
-        Ok(began.elapsed().as_secs_f64())
+        seconds_to_answer(decoder, &prompts, &settings)
     };
     run(4)?;
     let (mut prompt, mut whole) = (Vec::new(), Vec::new());

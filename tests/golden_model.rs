@@ -6,11 +6,14 @@
     clippy::print_stdout
 )]
 
+#[path = "support/golden.rs"]
+mod golden_files;
 mod support;
 
+use golden_files::pack;
 use medft_dsl::plan::Precision;
 use medft_engine::backend::cpu::Cpu;
-use medft_engine::backend::{AdamWStep, Backend, Packed, Target};
+use medft_engine::backend::{AdamWStep, Backend};
 use medft_engine::model::adapter;
 use medft_engine::model::decoder::Decoder;
 use medft_engine::model::pass::Workspace;
@@ -55,32 +58,6 @@ impl Fixtures {
             }
         }
     }
-}
-
-/// Packs the real tokens of a right-padded batch; targets from the labels, or every position if `all`.
-fn pack(ids: &[Vec<i64>], mask: &[Vec<i64>], labels: Option<&[Vec<i64>]>) -> Packed {
-    let mut packed = Packed::default();
-    for (b, (ids, mask)) in ids.iter().zip(mask).enumerate() {
-        let len = mask.iter().sum::<i64>() as usize;
-        let real: Vec<u32> = ids[..len].iter().map(|i| *i as u32).collect();
-        let start = packed.push(&real, 0, b);
-        for t in 0..len {
-            match labels {
-                None => packed.targets.push(Target {
-                    row: start + t,
-                    id: 0,
-                }),
-                Some(labels) if t + 1 < len && labels[b][t + 1] >= 0 => {
-                    packed.targets.push(Target {
-                        row: start + t,
-                        id: labels[b][t + 1] as u32,
-                    });
-                }
-                Some(_) => {}
-            }
-        }
-    }
-    packed
 }
 
 /// The fixture's rows where the mask is 1, back to back.

@@ -6,36 +6,14 @@
 //! is the bound.
 
 use super::{assert_relative, gpu, relative};
-use crate::golden_files::{Fixtures, families};
+use crate::golden_files::{Fixtures, families, pack};
 use medft_dsl::plan::Precision;
-use medft_engine::backend::{AdamWStep, Backend, Packed, Slot, Target};
+use medft_engine::backend::{AdamWStep, Backend, Slot};
 use medft_engine::model::adapter;
 use medft_engine::model::decoder::Decoder;
 use medft_engine::model::pass::Workspace;
 
 const ROUNDING: f64 = 1.1e-3;
-
-/// Packs the real tokens of a right-padded batch; targets from the labels, or every position.
-fn pack(ids: &[Vec<i64>], mask: &[Vec<i64>], labels: Option<&[Vec<i64>]>) -> Packed {
-    let mut packed = Packed::default();
-    for (b, (ids, mask)) in ids.iter().zip(mask).enumerate() {
-        let len = mask.iter().sum::<i64>() as usize;
-        let real: Vec<u32> = ids[..len].iter().map(|i| *i as u32).collect();
-        let start = packed.push(&real, 0, b);
-        for t in 0..len {
-            let row = start + t;
-            match labels {
-                None => packed.targets.push(Target { row, id: 0 }),
-                Some(labels) if t + 1 < len && labels[b][t + 1] >= 0 => {
-                    let id = labels[b][t + 1] as u32;
-                    packed.targets.push(Target { row, id });
-                }
-                Some(_) => {}
-            }
-        }
-    }
-    packed
-}
 
 /// Rows of one optimizer step of a `[steps, rows, columns]` tensor.
 fn of_step(rows: Vec<Vec<i64>>, step: usize) -> Vec<Vec<i64>> {

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 use super::support::shared;
+use medft_engine::backend::{Packed, Target};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 
@@ -68,4 +69,26 @@ impl Fixtures {
             .map(real)
             .collect()
     }
+}
+
+/// Packs the real tokens of a right-padded batch; targets from the labels, or every position.
+pub fn pack(ids: &[Vec<i64>], mask: &[Vec<i64>], labels: Option<&[Vec<i64>]>) -> Packed {
+    let mut packed = Packed::default();
+    for (b, (ids, mask)) in ids.iter().zip(mask).enumerate() {
+        let len = mask.iter().sum::<i64>() as usize;
+        let real: Vec<u32> = ids[..len].iter().map(|i| *i as u32).collect();
+        let start = packed.push(&real, 0, b);
+        for t in 0..len {
+            let row = start + t;
+            match labels {
+                None => packed.targets.push(Target { row, id: 0 }),
+                Some(labels) if t + 1 < len && labels[b][t + 1] >= 0 => {
+                    let id = labels[b][t + 1] as u32;
+                    packed.targets.push(Target { row, id });
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    packed
 }
