@@ -7,6 +7,7 @@ mod attention;
 mod dropout;
 mod facts;
 mod gemm;
+mod group;
 mod linear;
 mod loss;
 mod low_rank;
@@ -15,13 +16,13 @@ pub mod sampler;
 mod simd;
 
 use super::{
-    AdamWStep, Backend, BackendError, Epilogue, Group, GroupWeight, HeadBackward, Heads, Need,
-    Packed, SampleRow, Sampling, Slot, Vector, Weight,
+    AdamWStep, Backend, BackendError, Epilogue, Group, HeadBackward, Heads, Need, Packed,
+    SampleRow, Sampling, Slot, Vector, Weight,
 };
 use crate::model::checkpoint::Tensor;
-use linear::{Columns, Layer, Source};
+use linear::Source;
 use loss::{Chunk, Head};
-use low_rank::{Branch, part, part_mut};
+use low_rank::{part, part_mut};
 use medft_dsl::plan::Precision;
 use rayon::prelude::*;
 use sampler::Sampler;
@@ -80,68 +81,6 @@ fn rotate(heads: &Heads, batch: &Packed, sign: f64, qkv: &mut [f32]) {
             }
         },
     );
-}
-
-/// A member of a group: its linear layer, the layer's place if it is trained, and its branch, if it has one.
-struct Member<'a> {
-    layer: Layer<'a>,
-    trained: Option<Slot>,
-    branch: Option<Branch<'a>>,
-    own: &'a super::Linear<'a, Cpu>,
-}
-
-/// The members of a group with their places in the group's output and low-rank buffers.
-fn members<'a>(
-    group: &'a Group<'a, Cpu>,
-    values: &'a [f32],
-    batch: &Packed,
-    rows: usize,
-) -> Vec<Member<'a>> {
-    let rank = |m: &super::Linear<Cpu>| m.lora.map_or(0, |l| l.rank);
-    let (inputs, first_token) = (group.inputs, batch.first_token);
-    let mut y = Columns {
-        stride: group.outputs(),
-        at: 0,
-    };
-    let mut low = Columns {
-        stride: group.members.iter().map(rank).sum(),
-        at: 0,
-    };
-    let mut members = Vec::with_capacity(group.members.len());
-    for (i, own) in group.members.iter().enumerate() {
-        let outputs = own.outputs;
-        let (weight, trained) = match &group.weight {
-            GroupWeight::Frozen(matrix) => (Source::Frozen(&matrix.parts()[i]), None),
-            GroupWeight::Trained(slots) => {
-                (Source::Trained(part(values, slots[i])), Some(slots[i]))
-            }
-        };
-        let layer = Layer {
-            weight,
-            rows,
-            inputs,
-            outputs,
-            y,
-        };
-        let branch = |lora| Branch {
-            lora,
-            rows,
-            inputs,
-            outputs,
-            first_token,
-            low,
-            y,
-        };
-        members.push(Member {
-            layer,
-            trained,
-            branch: own.lora.as_ref().map(branch),
-            own,
-        });
-        y.at += outputs;
-        low.at += rank(own);
-    }
-    members
 }
 
 impl Backend for Cpu {
@@ -346,30 +285,8 @@ impl Backend for Cpu {
         y: &mut Vec<f32>,
         low: &mut Vec<f32>,
     ) {
-        let decoding = decoding(batch);
         let stride = group.outputs();
-        let members = members(group, values, batch, rows);
-        if decoding {
-            let layers: Vec<Layer> = members.iter().map(|m| m.layer).collect();
-            linear::decode(&layers, x, y);
-        } else {
-            members.iter().for_each(|m| m.layer.forward(x, y));
-        }
-        for Member {
-            layer, branch, own, ..
-        } in members
-        {
-            if let Some(bias) = &own.bias {
-                let (bias, columns) = (vector(bias, values), layer.y.at..layer.y.at + own.outputs);
-                let rows = y.chunks_exact_mut(stride).take(rows);
-                rows.for_each(|y| simd::add(bias, &mut y[columns.clone()]));
-            }
-            match branch {
-                Some(branch) if decoding => branch.decode(values, x, y),
-                Some(branch) => branch.forward(values, x, y, low),
-                None => {}
-            }
-        }
+        group::forward(group, values, batch, rows, x, y, low);
         match epilogue {
             Epilogue::None => {}
             Epilogue::Residual(residual) => self.add(rows, stride, residual, y),
@@ -390,33 +307,7 @@ impl Backend for Cpu {
         dy: &Vec<f32>,
         dx: Option<&mut Vec<f32>>,
     ) {
-        let mut dx = dx.map(|dx| &mut dx[..rows * group.inputs]);
-        if let Some(dx) = &mut dx {
-            dx.fill(0.0);
-        }
-        for Member {
-            layer,
-            trained,
-            branch,
-            own,
-        } in members(group, values, batch, rows)
-        {
-            if let Some(dx) = &mut dx {
-                layer.backward_input(dy, dx);
-            }
-            if let Some(slot) = trained {
-                layer.backward_weight(dy, x, part_mut(grads, slot));
-            }
-            if let Some(Vector::Trained(slot)) = own.bias {
-                let (dbias, columns) =
-                    (part_mut(grads, slot), layer.y.at..layer.y.at + own.outputs);
-                let rows = dy.chunks_exact(group.outputs()).take(rows);
-                rows.for_each(|dy| simd::add(&dy[columns.clone()], dbias));
-            }
-            if let Some(branch) = branch {
-                branch.backward(values, grads, x, low, dy, dx.as_deref_mut());
-            }
-        }
+        group::backward(group, values, grads, batch, rows, x, low, dy, dx);
     }
 
     fn attention(
