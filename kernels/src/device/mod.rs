@@ -4,9 +4,11 @@
 
 mod buffer;
 mod graph;
+mod pinned;
 
 pub use buffer::Buffer;
 pub use graph::Graph;
+pub use pinned::Pinned;
 
 use crate::fatbins::FATBINS;
 use crate::launch::{Geometry, Gpu, Kernel, LaunchError, Launcher, Ptr, TensorMap};
@@ -334,6 +336,26 @@ impl Device {
         // SAFETY: the stream lives as long as `self`.
         unsafe { result::stream::synchronize(self.0.stream) }
             .map_err(driver("computing on the GPU"))
+    }
+
+    /// Whether the stream has passed `event`.
+    fn passed(&self, event: sys::CUevent) -> Result<bool, LaunchError> {
+        self.bind()?;
+        // SAFETY: the handle is valid.
+        match unsafe { result::event::query(event) } {
+            Ok(()) => Ok(true),
+            Err(e) if e.0 == sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            Err(e) => Err(driver("computing on the GPU")(e)),
+        }
+    }
+
+    /// Waits until the stream has passed `event`.
+    fn wait_for(&self, event: sys::CUevent) -> Result<(), LaunchError> {
+        if self.passed(event)? {
+            return Ok(());
+        }
+        // SAFETY: the handle is valid.
+        unsafe { result::event::synchronize(event) }.map_err(driver("computing on the GPU"))
     }
 
     /// Milliseconds that the GPU spends on what `work` launches.
