@@ -2,6 +2,7 @@
 //! `../shared/peers` (the same shapes, settings and counts).
 //!
 //!     cargo bench --features cuda --bench cuda_models -- train --model qwen2.5-3b --rows 32 --len 512 --dropout 0.1
+//!     cargo bench --features cuda --bench cuda_models -- load --model llama-3.1-8b --precision nf4
 //!     cargo bench --features cuda --bench cuda_models -- generate --model llama-3.1-8b --precision nf4 --rows 48 --len 512 --new 32
 //!
 //! Weights are written to `--dir` first (bf16 safetensors, one shard a layer) and loaded as any checkpoint. Prints one JSON line a run.
@@ -16,11 +17,15 @@ use medft_dsl::plan::{
     AdamW, Adapter, Decode, Linear, Lora, Precision, Schedule, ScheduleKind, Train,
 };
 use medft_engine::backend::cuda::Cuda;
+use medft_engine::backend::facts::Facts;
 use medft_engine::backend::{Backend, Slot};
+use medft_engine::model::checkpoint::Checkpoint;
 use medft_engine::model::config::Config;
 use medft_engine::model::decoder::Decoder;
+use medft_engine::model::nf4::BLOCK;
 use medft_engine::model::trained::{LoraShape, Trained, model_shapes};
 use medft_engine::text::example::Example;
+use medft_engine::train::division::Division;
 use medft_engine::train::snapshot::State;
 use medft_engine::train::step::Stepper;
 use rayon::prelude::*;
@@ -66,6 +71,7 @@ struct Args {
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum What {
+    Load,
     Train,
     Generate,
 }
@@ -260,6 +266,7 @@ fn main() -> Result<()> {
     backend.finish()?;
     let load = began.elapsed().as_secs_f64();
     let measured = match args.what {
+        What::Load => load_again(&dir, precision, decoder)?,
         What::Train => train(&args, &decoder, free)?,
         What::Generate => generate(&args, &decoder, free)?,
     };
@@ -272,6 +279,33 @@ fn main() -> Result<()> {
     }
     println!("{line}");
     Ok(())
+}
+
+/// Loads twice more, and stages everything without sending it anywhere.
+fn load_again(dir: &Path, precision: Precision, first: Decoder<Cuda>) -> Result<serde_json::Value> {
+    let (backend, config) = (first.backend.clone(), first.config.clone());
+    drop(first);
+    let mut seconds = Vec::new();
+    for _ in 0..2 {
+        let began = Instant::now();
+        Decoder::load(backend.clone(), dir, precision, true)?;
+        seconds.push(began.elapsed().as_secs_f64());
+    }
+    let checkpoint = Checkpoint::open(dir)?;
+    let (mut to, mut absmax) = (vec![0; 32 << 20], vec![0.0; 1 << 18]);
+    let (began, mut bytes) = (Instant::now(), 0);
+    for (name, shape) in model_shapes(&config) {
+        let tensor = checkpoint.get(&name, &shape)?;
+        for first in (0..tensor.bytes().len() / 2).step_by(16 << 20) {
+            let part = to.len().min(tensor.bytes().len() - 2 * first);
+            let blocks = (part / 2).div_ceil(BLOCK);
+            tensor.stage(first, &mut to[..part], &mut absmax[..blocks])?;
+            bytes += part;
+        }
+    }
+    Ok(serde_json::json!({
+        "what": "load", "again_seconds": seconds, "gb": bytes as f64 / 1e9, "staged_gb_per_second": bytes as f64 / 1e9 / began.elapsed().as_secs_f64(),
+    }))
 }
 
 fn random_rows(args: &Args, vocab: usize) -> Vec<Vec<u32>> {
@@ -349,7 +383,9 @@ fn train(args: &Args, decoder: &Decoder<Cuda>, free: u64) -> Result<serde_json::
     let rows: Vec<&Example> = examples.iter().collect();
     let values = trained.len();
     let mut state = State::new(backend, trained, "bench")?;
-    let mut stepper = Stepper::new(decoder, &settings, values)?;
+    let auto = || Division::Tokens(backend.pass_tokens());
+    let division = args.micro_batch.map_or_else(auto, Division::Rows);
+    let mut stepper = Stepper::new(decoder, &settings, division, values)?;
     let (mut times, mut losses) = (Vec::new(), Vec::new());
     for step in 0..args.steps + 3 {
         let began = Instant::now();

@@ -32,11 +32,21 @@ impl Facts for Gpu {
         })
     }
 
+    fn forget_peak(&self) {}
+
+    fn peak(&self) -> Option<u64> {
+        None
+    }
+
     fn held_as(&self, precision: Precision) -> Precision {
         match precision {
             Precision::F32 => Precision::Bf16,
             other => other,
         }
+    }
+
+    fn pass_tokens(&self) -> usize {
+        4096
     }
 
     fn matrix_bytes(&self, m: MatrixShape, precision: Precision, double_quant: bool) -> u64 {
@@ -77,7 +87,8 @@ evaluate all {{ models = [tuned] task = coding decode = greedy(max_new = 8) {eva
 }
 
 fn on(free: u64, plan: &Plan) -> Estimate {
-    estimate_on(plan, &Cpu, "GPU 0, made up", &Gpu(free)).unwrap()
+    let gpu = Gpu(free);
+    estimate_on(plan, &Cpu, "GPU 0, made up", &gpu, Some(gpu.rates())).unwrap()
 }
 
 #[test]

@@ -13,6 +13,11 @@ pub struct Buffer<T> {
 }
 
 impl<T> Buffer<T> {
+    /// What it takes of the GPU's memory.
+    pub(super) fn bytes(len: usize) -> usize {
+        (len * size_of::<T>()).max(1)
+    }
+
     /// Its address.
     pub fn ptr(&self) -> Ptr<T> {
         self.ptr
@@ -49,5 +54,6 @@ impl<T> Drop for Buffer<T> {
             let _ = self.device.bind();
             let _ = result::free_sync(self.ptr.address());
         }
+        self.device.0.usage.freed(Self::bytes(self.len) as u64);
     }
 }

@@ -5,6 +5,7 @@
 mod buffer;
 mod graph;
 mod pinned;
+mod usage;
 
 pub use buffer::Buffer;
 pub use graph::Graph;
@@ -17,6 +18,7 @@ use cudarc::driver::{DriverError, result, sys};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
+use usage::Usage;
 
 type Attribute = sys::CUdevice_attribute_enum;
 
@@ -31,6 +33,7 @@ struct Inner {
     context: sys::CUcontext,
     stream: sys::CUstream,
     functions: Mutex<Functions>,
+    usage: Usage,
 }
 
 #[derive(Default)]
@@ -152,6 +155,7 @@ impl Device {
             context,
             stream,
             functions: Mutex::default(),
+            usage: Usage::default(),
         })))
     }
 
@@ -192,13 +196,23 @@ impl Device {
         Ok((free as u64, total as u64))
     }
 
+    /// Most bytes that buffers took together, since [`Device::forget_peak`].
+    pub fn peak(&self) -> u64 {
+        self.0.usage.peak()
+    }
+
+    /// Counts the peak anew, from what buffers take now.
+    pub fn forget_peak(&self) {
+        self.0.usage.forget();
+    }
+
     /// Memory for `len` elements, contents unspecified, aligned to 256 bytes.
     ///
     /// # Errors
     /// [`LaunchError::OutOfMemory`].
     pub fn alloc<T>(&self, len: usize) -> Result<Buffer<T>, LaunchError> {
         self.bind()?;
-        let bytes = (len * size_of::<T>()).max(1);
+        let bytes = Buffer::<T>::bytes(len);
         // SAFETY: freed once, in `Buffer::drop`.
         let address = unsafe { result::malloc_sync(bytes) }.map_err(|e| {
             if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
@@ -211,6 +225,7 @@ impl Device {
                 driver("reserving GPU memory")(e)
             }
         })?;
+        self.0.usage.reserved(bytes as u64);
         Ok(Buffer {
             device: self.clone(),
             ptr: Ptr::new(address),
