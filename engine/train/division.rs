@@ -1,24 +1,20 @@
 //! How the rows of a step are divided into passes; where the recipe leaves that to the device (`micro_batch = auto`), how large a pass may be.
 //!
 //! Invariant: a training is divided alike from its first step to its last, because other passes give other last bits. What was chosen from the
-//! memory that was free then lies in the training's folder and is taken from there when it is resumed.
+//! memory that was free then stands in every checkpoint.
 
-use super::TrainError;
+use super::snapshot::State;
 use crate::backend::Backend;
 use crate::backend::facts::Passes;
-use crate::data::whole_file::write_whole;
 use crate::model::decoder::{Decoder, group_shapes};
 use crate::model::pass::Workspace;
 use crate::model::trained::{Trained, Tuning};
 use crate::text::example::Example;
 use medft_dsl::plan::Train;
 use serde::{Deserialize, Serialize};
-use std::path::Path;
 
 /// Tokens of a pass that `auto` does not go below: enough for the matrix products, and about 0.7 GiB of activations for a model of 135M.
 pub const AUTO_TOKENS: usize = 1024;
-/// What was chosen, in a training's folder.
-const FILE: &str = "passes.json";
 
 /// How rows are divided into passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,39 +41,27 @@ pub fn usable(free: u64) -> u64 {
 }
 
 impl Division {
-    /// That of a training in `dir`: the recipe's, the one that was chosen when it began, or one that fits now.
-    ///
-    /// # Errors
-    /// What was chosen cannot be read or written.
+    /// That of a training: the recipe's, or the one that it was begun with, or one that fits into what is free now.
     pub fn of<B: Backend>(
         decoder: &Decoder<B>,
-        trained: &Trained<B>,
+        state: &State<B>,
         settings: &Train,
         [train, val]: [&[Example]; 2],
-        dir: &Path,
-    ) -> Result<Self, TrainError> {
+    ) -> Self {
         if let Some(rows) = settings.micro_batch {
-            return Ok(Division::Rows(rows));
+            return Division::Rows(rows);
         }
-        let path = dir.join(FILE);
-        if path.is_file() {
-            let text = std::fs::read(&path).map_err(TrainError::io(&path))?;
-            return serde_json::from_slice(&text).map_err(|e| TrainError::State {
-                path,
-                problem: format!("does not say how steps are divided into passes ({e})"),
-            });
+        if let Some(begun) = state.progress.division {
+            return begun;
         }
+        let backend = &decoder.backend;
         let whole = tokens(train, settings.batch).max(tokens(val, settings.eval_batch));
         let longest = tokens(train, 1).max(tokens(val, 1));
-        let chosen = Division::Tokens(largest(decoder.backend.pass_tokens(), |tokens| {
-            let need = need(decoder, trained, tokens.min(whole).max(longest));
-            decoder
-                .backend
-                .memory()
-                .is_none_or(|m| need <= usable(m.free))
-        }));
-        write_whole(&path, &serde_json::to_vec(&chosen).unwrap_or_default())?;
-        Ok(chosen)
+        let fits = |most: usize| {
+            let need = need(decoder, &state.trained, whole.min(most).max(longest));
+            backend.memory().is_none_or(|m| need <= usable(m.free))
+        };
+        Division::Tokens(largest(backend.pass_tokens(), fits))
     }
 }
 

@@ -143,8 +143,8 @@ impl<B: Backend> Session<'_, B> {
         snapshots.resume(backend, &mut state)?;
         let mut metrics = Metrics::open(&self.dir.join("metrics.jsonl"), state.progress.step)?;
         let trained_values = state.trained.len();
-        let rows = [self.train, self.val];
-        let division = Division::of(self.decoder, &state.trained, s, rows, self.dir)?;
+        let division = Division::of(self.decoder, &state, s, [self.train, self.val]);
+        state.progress.division = Some(division);
         let mut stepper = Stepper::new(self.decoder, s, division, trained_values)?;
         observe(Event::Started {
             steps,
