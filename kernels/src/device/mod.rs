@@ -3,16 +3,19 @@
 //! Invariant: nothing here panics on a machine without a driver: presence is asked for before the first symbol is loaded.
 
 mod buffer;
+mod counters;
 mod graph;
 mod pinned;
 
 pub use buffer::Buffer;
+pub use counters::Counters;
 pub use graph::Graph;
 pub use pinned::Pinned;
 
 use crate::fatbins::FATBINS;
 use crate::launch::{Geometry, Gpu, Kernel, LaunchError, Launcher, Ptr, TensorMap};
 use bytemuck::Pod;
+use counters::Counting;
 use cudarc::driver::{DriverError, result, sys};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
@@ -31,6 +34,7 @@ struct Inner {
     context: sys::CUcontext,
     stream: sys::CUstream,
     functions: Mutex<Functions>,
+    counting: Counting,
 }
 
 #[derive(Default)]
@@ -152,12 +156,18 @@ impl Device {
             context,
             stream,
             functions: Mutex::default(),
+            counting: Counting::default(),
         })))
     }
 
     /// Number of the GPU.
     pub fn ordinal(&self) -> i32 {
         self.0.ordinal
+    }
+
+    /// What it was asked for so far.
+    pub fn counters(&self) -> Counters {
+        self.0.counting.now()
     }
 
     /// Version of the driver's CUDA, as (13, 0).
@@ -199,6 +209,7 @@ impl Device {
     pub fn alloc<T>(&self, len: usize) -> Result<Buffer<T>, LaunchError> {
         self.bind()?;
         let bytes = (len * size_of::<T>()).max(1);
+        self.0.counting.allocation();
         // SAFETY: freed once, in `Buffer::drop`.
         let address = unsafe { result::malloc_sync(bytes) }.map_err(|e| {
             if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
@@ -237,8 +248,13 @@ impl Device {
             return Ok(());
         }
         self.bind()?;
-        // SAFETY: the caller owns `from.len()` elements at `to`; pageable memory is staged before the call returns.
-        unsafe { result::memcpy_htod_async(to.address(), from, self.0.stream) }
+        let copy = || {
+            // SAFETY: the caller owns `from.len()` elements at `to`; pageable memory is staged before the call returns.
+            unsafe { result::memcpy_htod_async(to.address(), from, self.0.stream) }
+        };
+        self.0
+            .counting
+            .wait(copy)
             .map_err(driver("copying to the GPU"))
     }
 
@@ -333,8 +349,13 @@ impl Device {
     /// The first error of a kernel.
     pub fn synchronize(&self) -> Result<(), LaunchError> {
         self.bind()?;
-        // SAFETY: the stream lives as long as `self`.
-        unsafe { result::stream::synchronize(self.0.stream) }
+        let wait = || {
+            // SAFETY: the stream lives as long as `self`.
+            unsafe { result::stream::synchronize(self.0.stream) }
+        };
+        self.0
+            .counting
+            .wait(wait)
             .map_err(driver("computing on the GPU"))
     }
 
@@ -354,8 +375,14 @@ impl Device {
         if self.passed(event)? {
             return Ok(());
         }
-        // SAFETY: the handle is valid.
-        unsafe { result::event::synchronize(event) }.map_err(driver("computing on the GPU"))
+        let wait = || {
+            // SAFETY: the handle is valid.
+            unsafe { result::event::synchronize(event) }
+        };
+        self.0
+            .counting
+            .wait(wait)
+            .map_err(driver("computing on the GPU"))
     }
 
     /// Milliseconds that the GPU spends on what `work` launches.
@@ -379,9 +406,9 @@ impl Device {
         record(start)?;
         work()?;
         record(end)?;
+        self.wait_for(end)?;
         // SAFETY: valid events, destroyed once.
         let milliseconds = unsafe {
-            result::event::synchronize(end).map_err(driver("computing on the GPU"))?;
             let milliseconds = result::event::elapsed(start, end).map_err(driver("timing"))?;
             let _ = (result::event::destroy(start), result::event::destroy(end));
             milliseconds
@@ -412,6 +439,7 @@ impl Device {
             .map_err(driver("recording a graph"));
         done?;
         let graph = graph?;
+        self.0.counting.allocation();
         let mut exec = std::ptr::null_mut();
         // SAFETY: `graph` is valid and destroyed once; the executable is destroyed in `Graph::drop`.
         unsafe {
@@ -506,6 +534,7 @@ impl Launcher for Device {
             return Ok(());
         }
         self.bind()?;
+        self.0.counting.launch();
         let function = self.function(kernel, shared)?;
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
         // SAFETY: the kernel takes one struct of this layout (sizes are asserted on both sides); the driver copies it before it returns.
