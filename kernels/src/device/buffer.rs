@@ -49,6 +49,7 @@ impl<T: Pod> Buffer<T> {
 impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
         // The stream may still use the memory: cuMemFree waits for the device.
+        self.device.0.counting.allocation();
         // SAFETY: allocated by `Device::alloc`, freed once.
         unsafe {
             let _ = self.device.bind();

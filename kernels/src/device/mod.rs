@@ -3,17 +3,20 @@
 //! Invariant: nothing here panics on a machine without a driver: presence is asked for before the first symbol is loaded.
 
 mod buffer;
+mod counters;
 mod graph;
 mod pinned;
 mod usage;
 
 pub use buffer::Buffer;
+pub use counters::Counters;
 pub use graph::Graph;
 pub use pinned::Pinned;
 
 use crate::fatbins::FATBINS;
 use crate::launch::{Geometry, Gpu, Kernel, LaunchError, Launcher, Ptr, TensorMap};
 use bytemuck::Pod;
+use counters::Counting;
 use cudarc::driver::{DriverError, result, sys};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
@@ -33,6 +36,7 @@ struct Inner {
     context: sys::CUcontext,
     stream: sys::CUstream,
     functions: Mutex<Functions>,
+    counting: Counting,
     usage: Usage,
 }
 
@@ -155,6 +159,7 @@ impl Device {
             context,
             stream,
             functions: Mutex::default(),
+            counting: Counting::default(),
             usage: Usage::default(),
         })))
     }
@@ -162,6 +167,11 @@ impl Device {
     /// Number of the GPU.
     pub fn ordinal(&self) -> i32 {
         self.0.ordinal
+    }
+
+    /// What it was asked for so far.
+    pub fn counters(&self) -> Counters {
+        self.0.counting.now()
     }
 
     /// Version of the driver's CUDA, as (13, 0).
@@ -213,6 +223,7 @@ impl Device {
     pub fn alloc<T>(&self, len: usize) -> Result<Buffer<T>, LaunchError> {
         self.bind()?;
         let bytes = Buffer::<T>::bytes(len);
+        self.0.counting.allocation();
         // SAFETY: freed once, in `Buffer::drop`.
         let address = unsafe { result::malloc_sync(bytes) }.map_err(|e| {
             if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
@@ -252,8 +263,13 @@ impl Device {
             return Ok(());
         }
         self.bind()?;
-        // SAFETY: the caller owns `from.len()` elements at `to`; pageable memory is staged before the call returns.
-        unsafe { result::memcpy_htod_async(to.address(), from, self.0.stream) }
+        let copy = || {
+            // SAFETY: the caller owns `from.len()` elements at `to`; pageable memory is staged before the call returns.
+            unsafe { result::memcpy_htod_async(to.address(), from, self.0.stream) }
+        };
+        self.0
+            .counting
+            .wait(copy)
             .map_err(driver("copying to the GPU"))
     }
 
@@ -348,8 +364,13 @@ impl Device {
     /// The first error of a kernel.
     pub fn synchronize(&self) -> Result<(), LaunchError> {
         self.bind()?;
-        // SAFETY: the stream lives as long as `self`.
-        unsafe { result::stream::synchronize(self.0.stream) }
+        let wait = || {
+            // SAFETY: the stream lives as long as `self`.
+            unsafe { result::stream::synchronize(self.0.stream) }
+        };
+        self.0
+            .counting
+            .wait(wait)
             .map_err(driver("computing on the GPU"))
     }
 
@@ -369,8 +390,14 @@ impl Device {
         if self.passed(event)? {
             return Ok(());
         }
-        // SAFETY: the handle is valid.
-        unsafe { result::event::synchronize(event) }.map_err(driver("computing on the GPU"))
+        let wait = || {
+            // SAFETY: the handle is valid.
+            unsafe { result::event::synchronize(event) }
+        };
+        self.0
+            .counting
+            .wait(wait)
+            .map_err(driver("computing on the GPU"))
     }
 
     /// Milliseconds that the GPU spends on what `work` launches.
@@ -394,9 +421,9 @@ impl Device {
         record(start)?;
         work()?;
         record(end)?;
+        self.wait_for(end)?;
         // SAFETY: valid events, destroyed once.
         let milliseconds = unsafe {
-            result::event::synchronize(end).map_err(driver("computing on the GPU"))?;
             let milliseconds = result::event::elapsed(start, end).map_err(driver("timing"))?;
             let _ = (result::event::destroy(start), result::event::destroy(end));
             milliseconds
@@ -427,6 +454,7 @@ impl Device {
             .map_err(driver("recording a graph"));
         done?;
         let graph = graph?;
+        self.0.counting.allocation();
         let mut exec = std::ptr::null_mut();
         // SAFETY: `graph` is valid and destroyed once; the executable is destroyed in `Graph::drop`.
         unsafe {
@@ -521,6 +549,7 @@ impl Launcher for Device {
             return Ok(());
         }
         self.bind()?;
+        self.0.counting.launch();
         let function = self.function(kernel, shared)?;
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
         // SAFETY: the kernel takes one struct of this layout (sizes are asserted on both sides); the driver copies it before it returns.

@@ -37,6 +37,7 @@ impl<T: Pod> Pinned<T> {
             copied,
         };
         let bytes = (len * size_of::<T>()).max(1);
+        device.0.counting.allocation();
         // SAFETY: freed once, in `drop`; zeroed before anyone reads it.
         unsafe {
             let at =
@@ -102,6 +103,7 @@ impl<T: Pod> Pinned<T> {
 
 impl<T> Drop for Pinned<T> {
     fn drop(&mut self) {
+        self.device.0.counting.allocation();
         // SAFETY: made by `zeros`, freed once, and no copy reads it any more.
         unsafe {
             let _ = self.device.wait_for(self.copied);
