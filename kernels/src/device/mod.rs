@@ -4,12 +4,14 @@
 
 mod buffer;
 mod counters;
+mod failure;
 mod graph;
 mod pinned;
 mod usage;
 
 pub use buffer::Buffer;
 pub use counters::Counters;
+pub use failure::NoDevice;
 pub use graph::Graph;
 pub use pinned::Pinned;
 
@@ -17,7 +19,8 @@ use crate::fatbins::FATBINS;
 use crate::launch::{Geometry, Gpu, Kernel, LaunchError, Launcher, Ptr, TensorMap};
 use bytemuck::Pod;
 use counters::Counting;
-use cudarc::driver::{DriverError, result, sys};
+use cudarc::driver::{result, sys};
+use failure::{driver, out_of_memory, words};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -62,46 +65,6 @@ unsafe impl<T> Send for Handle<T> {}
 unsafe impl Send for Inner {}
 // SAFETY: as above.
 unsafe impl Sync for Inner {}
-
-/// Why there is no GPU to use.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum NoDevice {
-    /// libcuda is not installed.
-    #[error("no NVIDIA driver is installed (libcuda was not found)")]
-    NoDriver,
-    /// The driver found none, or not the one that was asked for.
-    #[error("the NVIDIA driver shows no GPU {0}")]
-    NoGpu(i32),
-    /// The GPU is too old for the kernels.
-    #[error(
-        "{name} has compute capability {major}.{minor}; the kernels need 8.0 (Ampere) or newer"
-    )]
-    TooOld {
-        /// Its name.
-        name: String,
-        /// Compute capability, first part.
-        major: u32,
-        /// Second part.
-        minor: u32,
-    },
-    /// Anything else the driver says.
-    #[error(transparent)]
-    Driver(#[from] LaunchError),
-}
-
-fn driver(doing: &str) -> impl FnOnce(DriverError) -> LaunchError + '_ {
-    move |e| LaunchError::Driver {
-        doing: doing.to_string(),
-        message: words(&e),
-    }
-}
-
-fn words(e: &DriverError) -> String {
-    match e.error_string() {
-        Ok(text) => format!("{} ({:?})", text.to_string_lossy(), e.0),
-        Err(_) => format!("{:?}", e.0),
-    }
-}
 
 impl Device {
     /// Opens GPU `ordinal` (its primary context) and makes a stream.
@@ -227,11 +190,7 @@ impl Device {
         // SAFETY: freed once, in `Buffer::drop`.
         let address = unsafe { result::malloc_sync(bytes) }.map_err(|e| {
             if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-                let free = result::mem_get_info().map_or(0, |m| m.0 as u64);
-                LaunchError::OutOfMemory {
-                    needed: bytes as u64,
-                    free,
-                }
+                out_of_memory(bytes)
             } else {
                 driver("reserving GPU memory")(e)
             }
@@ -493,6 +452,9 @@ impl Device {
                 // SAFETY: a whole fatbin, as the driver wants it.
                 let module = unsafe { result::module::load_data(image.as_ptr().cast::<c_void>()) }
                     .map_err(|e| {
+                        if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+                            return out_of_memory(image.len());
+                        }
                         let (major, minor) = self.0.gpu.capability;
                         LaunchError::Driver {
                             doing: format!(
