@@ -10,7 +10,6 @@ mod support;
 use medft_dsl::plan::{Decode, Precision, Train};
 use medft_dsl::{SourceFile, check};
 use medft_engine::backend::cuda::Cuda;
-use medft_engine::backend::facts::Facts;
 use medft_engine::backend::{Backend, BackendError};
 use medft_engine::generate::engine::{Generator, Request};
 use medft_engine::model::checkpoint::CheckpointError;
@@ -101,22 +100,45 @@ fn a_model_that_does_not_fit_is_a_sentence_and_loads_once_it_does() {
     for precision in [Precision::Bf16, Precision::Nf4] {
         let load = || Decoder::load(gpu.clone(), dir.path(), precision, true);
         let before = load().unwrap().values("model.embed_tokens.weight").unwrap();
-        gpu.forget_peak();
-        let kept = gpu.peak();
+        gpu.device().forget_peak();
+        let kept = gpu.device().peak();
         let held = take_all(&gpu);
         match load() {
             Err(ModelError::Checkpoint(CheckpointError::Values(e))) => assert_out_of_memory(&e),
             other => panic!("{:?}", other.map(|_| ()).map_err(|e| e.to_string())),
         }
         drop(held);
-        gpu.forget_peak();
+        gpu.device().forget_peak();
         assert_eq!(
-            gpu.peak(),
+            gpu.device().peak(),
             kept,
             "what was loaded before it failed is freed"
         );
         let after = load().unwrap().values("model.embed_tokens.weight").unwrap();
         assert!(before == after);
+    }
+}
+
+/// Beside the weights, a load holds one piece of 32 MiB as it is stored, and the scales of one tensor.
+#[test]
+fn loading_takes_little_more_than_the_weights() {
+    let Some((_alone, gpu)) = gpu() else { return };
+    let dir = model();
+    for precision in [Precision::Bf16, Precision::Nf4] {
+        gpu.device().forget_peak();
+        let before = gpu.device().peak();
+        let decoder = Decoder::load(gpu.clone(), dir.path(), precision, true).unwrap();
+        let most = gpu.device().peak();
+        gpu.device().forget_peak();
+        let kept = gpu.device().peak();
+        let (weights, beside) = (kept - before, most - kept);
+        assert!(
+            weights > 16 << 20 && beside <= 33 << 20,
+            "{weights} {beside}"
+        );
+        drop(decoder);
+        gpu.device().forget_peak();
+        assert_eq!(gpu.device().peak(), before);
     }
 }
 

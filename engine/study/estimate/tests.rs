@@ -119,6 +119,19 @@ fn parts_of_memory_follow_the_settings_that_cause_them() {
 }
 
 #[test]
+fn passes_under_auto_are_as_large_as_what_is_free_allows() {
+    let plan = plan("bf16", "", "");
+    let of = |free| on(free, &plan).stages[0].memory.unwrap();
+    let whole = of(u64::MAX);
+    // Something is left free for others, so exactly enough is not enough.
+    let less = of(whole.total);
+    assert!(less.activations < whole.activations && less.total <= whole.total / 16 * 15);
+    let [least, none] = [less.total, 1000].map(of);
+    assert!(least.activations < less.activations && none.activations <= least.activations);
+    assert_eq!(least.weights, whole.weights);
+}
+
+#[test]
 fn what_does_not_fit_is_named_with_settings_under_which_it_does() {
     let plan = plan("bf16", "micro_batch = 32", "batch = 32");
     let most = on(u64::MAX, &plan);
