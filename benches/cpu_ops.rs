@@ -49,7 +49,8 @@ fn matrix(
     let file = tempfile::NamedTempFile::new().unwrap();
     safetensors::serialize_to_file([("weight", view)], None, file.path()).unwrap();
     let tensor = open_file(file.path()).unwrap().remove(0);
-    Cpu.matrix(&vec![tensor; count], precision, true).unwrap()
+    Cpu.matrix(&mut (), &vec![tensor; count], precision, true)
+        .unwrap()
 }
 
 /// Sequences of equal length; one token each, behind a past, is a decoding step.

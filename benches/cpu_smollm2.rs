@@ -16,6 +16,7 @@ use medft_engine::model::pass::Workspace;
 use medft_engine::model::trained::{LoraShape, Trained};
 use medft_engine::text::example::Example;
 use medft_engine::train::batch::passes;
+use medft_engine::train::division::{AUTO_TOKENS, Division};
 use std::path::PathBuf;
 use std::time::Instant;
 use timing::{median, seconds_to_answer};
@@ -99,7 +100,10 @@ fn train(args: &Args, decoder: &Decoder<Cpu>, rows: Vec<Row>) -> Result<serde_js
         .enumerate()
     {
         let began = Instant::now();
-        let passes = passes(&batch.iter().collect::<Vec<_>>(), None);
+        let passes = passes(
+            &batch.iter().collect::<Vec<_>>(),
+            Division::Tokens(AUTO_TOKENS),
+        );
         let targets: usize = passes.iter().map(|p| p.targets.len()).sum();
         let longest = passes.iter().map(|p| p.tokens()).max().unwrap_or(0);
         if ws.as_ref().is_none_or(|w| w.capacity() < longest) {

@@ -2,6 +2,7 @@
 //! `../shared/peers` (the same shapes, settings and counts).
 //!
 //!     cargo bench --features cuda --bench cuda_models -- train --model qwen2.5-3b --rows 32 --len 512 --dropout 0.1
+//!     cargo bench --features cuda --bench cuda_models -- load --model llama-3.1-8b --precision nf4
 //!     cargo bench --features cuda --bench cuda_models -- generate --model llama-3.1-8b --precision nf4 --rows 48 --len 512 --new 32
 //!
 //! Weights are written to `--dir` first (bf16 safetensors, one shard a layer) and loaded as any checkpoint. Prints one JSON line a run.
@@ -16,11 +17,15 @@ use medft_dsl::plan::{
     AdamW, Adapter, Decode, Linear, Lora, Precision, Schedule, ScheduleKind, Train,
 };
 use medft_engine::backend::cuda::Cuda;
+use medft_engine::backend::facts::Facts;
 use medft_engine::backend::{Backend, Slot};
+use medft_engine::model::checkpoint::Checkpoint;
 use medft_engine::model::config::Config;
 use medft_engine::model::decoder::Decoder;
+use medft_engine::model::nf4::BLOCK;
 use medft_engine::model::trained::{LoraShape, Trained, model_shapes};
 use medft_engine::text::example::Example;
+use medft_engine::train::division::Division;
 use medft_engine::train::snapshot::State;
 use medft_engine::train::step::Stepper;
 use rayon::prelude::*;
@@ -33,7 +38,7 @@ use timing::{median, seconds_to_answer};
 #[derive(Parser)]
 struct Args {
     what: What,
-    /// qwen2.5-3b, llama-3.2-3b, llama-3.1-8b, mistral-7b or smollm2-135m
+    /// qwen2.5-3b, llama-3.2-3b, llama-3.1-8b, mistral-7b, smollm2-135m, or a model's folder in `--dir`
     #[arg(long)]
     model: String,
     #[arg(long, default_value = "bf16")]
@@ -52,11 +57,17 @@ struct Args {
     rank: u64,
     #[arg(long, default_value_t = 8)]
     steps: usize,
+    /// Steps before the ones that count
+    #[arg(long, default_value_t = 3)]
+    warm: usize,
     /// New tokens of an answer
     #[arg(long, default_value_t = 32)]
     new: u64,
     #[arg(long)]
     sample: bool,
+    /// Rows of 1/2 to 3/2 of `len`, other ones each step, with a loss on their last eighth only: as notes with short answers are.
+    #[arg(long)]
+    ragged: bool,
     #[arg(long, default_value = "/tmp/medft-models")]
     dir: PathBuf,
     /// Cargo adds it.
@@ -66,6 +77,7 @@ struct Args {
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum What {
+    Load,
     Train,
     Generate,
 }
@@ -252,7 +264,9 @@ fn main() -> Result<()> {
         other => anyhow::bail!("`--precision {other}`: bf16 or nf4"),
     };
     let dir = args.dir.join(&args.model);
-    write_model(&dir, &config(&args.model)?)?;
+    if !dir.join("model.safetensors").is_file() {
+        write_model(&dir, &config(&args.model)?)?;
+    }
     let backend = Cuda::open().context("opening the GPU")?;
     let (free, _) = backend.device().free_memory()?;
     let began = Instant::now();
@@ -260,6 +274,7 @@ fn main() -> Result<()> {
     backend.finish()?;
     let load = began.elapsed().as_secs_f64();
     let measured = match args.what {
+        What::Load => load_again(&dir, precision, decoder)?,
         What::Train => train(&args, &decoder, free)?,
         What::Generate => generate(&args, &decoder, free)?,
     };
@@ -274,16 +289,50 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn random_rows(args: &Args, vocab: usize) -> Vec<Vec<u32>> {
-    let id = |i: usize| {
-        (noise(i as u64 + 99).to_bits().wrapping_mul(0x9E37_79B9) as usize % vocab) as u32
-    };
-    (0..args.rows)
-        .map(|row| (0..args.len).map(|t| id(row * args.len + t)).collect())
+/// Loads twice more, and stages everything without sending it anywhere.
+fn load_again(dir: &Path, precision: Precision, first: Decoder<Cuda>) -> Result<serde_json::Value> {
+    let (backend, config) = (first.backend.clone(), first.config.clone());
+    drop(first);
+    let mut seconds = Vec::new();
+    for _ in 0..2 {
+        let began = Instant::now();
+        Decoder::load(backend.clone(), dir, precision, true)?;
+        seconds.push(began.elapsed().as_secs_f64());
+    }
+    let checkpoint = Checkpoint::open(dir)?;
+    let (mut to, mut absmax) = (vec![0; 32 << 20], vec![0.0; 1 << 18]);
+    let (began, mut bytes) = (Instant::now(), 0);
+    for (name, shape) in model_shapes(&config) {
+        let tensor = checkpoint.get(&name, &shape)?;
+        for first in (0..tensor.bytes().len() / 2).step_by(16 << 20) {
+            let part = to.len().min(tensor.bytes().len() - 2 * first);
+            let blocks = (part / 2).div_ceil(BLOCK);
+            tensor.stage(first, &mut to[..part], &mut absmax[..blocks])?;
+            bytes += part;
+        }
+    }
+    Ok(serde_json::json!({
+        "what": "load", "again_seconds": seconds, "gb": bytes as f64 / 1e9, "staged_gb_per_second": bytes as f64 / 1e9 / began.elapsed().as_secs_f64(),
+    }))
+}
+
+/// Rows of a step; the same ones each step unless they are ragged.
+fn random_rows(args: &Args, vocab: usize, step: usize) -> Vec<Vec<u32>> {
+    let word = |i: usize| noise(i as u64 + 99).to_bits().wrapping_mul(0x9E37_79B9) as usize;
+    let first = if args.ragged { step * args.rows } else { 0 };
+    (first..first + args.rows)
+        .map(|row| {
+            let len = match args.ragged {
+                true => args.len / 2 + word(row + (1 << 40)) % args.len,
+                false => args.len,
+            };
+            let id = |t| (word(row * args.len + t) % vocab) as u32;
+            (0..len).map(id).collect()
+        })
         .collect()
 }
 
-/// Whole optimizer steps, loss on every token; the median of `steps` after three of warm-up.
+/// Whole optimizer steps, loss on every token; the median of `steps` after `warm` others, and the part of it in which the host did not wait.
 fn train(args: &Args, decoder: &Decoder<Cuda>, free: u64) -> Result<serde_json::Value> {
     let settings = Train {
         name: "bench".into(),
@@ -338,39 +387,54 @@ fn train(args: &Args, decoder: &Decoder<Cuda>, free: u64) -> Result<serde_json::
             backend.write(&mut trained.values, p.slot.offset, &values);
         }
     }
-    let examples: Vec<Example> = random_rows(args, decoder.config.vocab)
-        .into_iter()
-        .map(|ids| Example {
+    let examples = |step: usize| -> Vec<Example> {
+        let rows = random_rows(args, decoder.config.vocab, step).into_iter();
+        let example = |ids: Vec<u32>| Example {
+            target_start: if args.ragged { ids.len() * 7 / 8 } else { 1 },
             ids,
-            target_start: 1,
             cut: 0,
-        })
-        .collect();
-    let rows: Vec<&Example> = examples.iter().collect();
+        };
+        rows.map(example).collect()
+    };
     let values = trained.len();
     let mut state = State::new(backend, trained, "bench")?;
-    let mut stepper = Stepper::new(decoder, &settings, values)?;
-    let (mut times, mut losses) = (Vec::new(), Vec::new());
-    for step in 0..args.steps + 3 {
-        let began = Instant::now();
+    let auto = || Division::Tokens(backend.pass_tokens());
+    let division = args.micro_batch.map_or_else(auto, Division::Rows);
+    let mut stepper = Stepper::new(decoder, &settings, division, values)?;
+    let (mut times, mut hosts, mut losses, mut tokens) = (vec![], vec![], vec![], 0);
+    let mut before = backend.device().counters();
+    for step in 0..args.steps + args.warm {
+        let examples = examples(step);
+        let rows: Vec<&Example> = examples.iter().collect();
+        if step == args.warm {
+            before = backend.device().counters();
+        }
+        let (began, waited) = (Instant::now(), backend.device().counters().waited);
         let stepped = stepper.step(&mut state, &rows, 1e-4)?;
+        let (whole, waited) = (began.elapsed(), backend.device().counters().waited - waited);
         state.progress.step += 1;
         losses.push(stepped.loss);
-        if step >= 3 {
-            times.push(began.elapsed().as_secs_f64());
+        if step >= args.warm {
+            times.push(whole.as_secs_f64());
+            hosts.push((whole - waited).as_secs_f64());
+            tokens += stepped.tokens;
         }
     }
-    let seconds = median(times);
+    let after = backend.device().counters();
+    let per_step = |count: u64| count as f64 / args.steps as f64;
+    let tokens_per_second = tokens as f64 / times.iter().sum::<f64>();
+    let (seconds, host) = (median(times), median(hosts));
     let _ = backend.read(&state.trained.values, Slot { offset: 0, len: 1 })?;
     Ok(serde_json::json!({
         "what": "train", "gib": gib(free, decoder)?, "dropout": args.dropout, "rank": args.rank, "ms": 1e3 * seconds,
-        "tokens_per_second": (args.rows * args.len) as f64 / seconds, "first_loss": losses.first(), "last_loss": losses.last(),
+        "host_ms": 1e3 * host, "launches": per_step(after.launches - before.launches), "waits": per_step(after.waits - before.waits),
+        "allocations": per_step(after.allocations - before.allocations), "tokens_per_second": tokens_per_second, "first_loss": losses.first(), "last_loss": losses.last(),
     }))
 }
 
 /// Time to the first token, and from one token to the next, as the peers' scripts count: (n new - 1 new) / (n - 1).
 fn generate(args: &Args, decoder: &Decoder<Cuda>, free: u64) -> Result<serde_json::Value> {
-    let prompts = random_rows(args, decoder.config.vocab);
+    let prompts = random_rows(args, decoder.config.vocab, 0);
     let run = |max_new: u64| -> Result<f64> {
         let settings = Decode {
             sample: args.sample,

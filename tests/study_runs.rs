@@ -2,7 +2,13 @@
 #![allow(clippy::unwrap_used)]
 
 use assert_cmd::Command;
+use medft_dsl::{SourceFile, check};
+use medft_engine::backend::cpu::Cpu;
+use medft_engine::study::StudyError;
+use medft_engine::study::observer::{Observer, StudyEvent};
+use medft_engine::study::run::Study;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 /// `medft-engine ARGS` in the repository's folder: exit code, stdout, stderr.
 fn engine(args: &[&str]) -> (i32, String, String) {
@@ -169,4 +175,60 @@ fn wrong_input_is_a_sentence_and_code_2() {
         assert_eq!(code, 2);
         assert!(log.contains("no CUDA kernels"), "{log}");
     }
+}
+
+struct Deaf;
+
+impl Observer for Deaf {
+    fn event(&mut self, _: StudyEvent) {}
+}
+
+#[test]
+fn a_run_that_has_to_fit_and_does_not_is_refused_before_it_begins() {
+    let dir = tempfile::tempdir().unwrap();
+    // All rows are answered together, with room for 32,768 tokens each: hundreds of GiB of keys and values.
+    let row = |i| {
+        format!(
+            "seen on day {i} for complaint {} of {},E11.9\n",
+            i * 7919,
+            i * 31
+        )
+    };
+    let rows: String = (0..20_000).map(row).collect();
+    std::fs::write(dir.path().join("notes.csv"), format!("note,icd10\n{rows}")).unwrap();
+    let text = format!(
+        r#"recipe "large" {{ seed = 1 }}
+data notes {{ source = csv("{}/notes.csv") text = column("note") code = column("icd10") split = random(train = 1%, val = 1%, test = 98%) }}
+task coding {{ data = notes max_tokens = 256 }}
+model small {{ weights = dir("{}/data/quickstart/small") precision = f32 }}
+evaluate all {{ models = [small] task = coding batch = 65536 decode = greedy(max_new = 32768) }}
+"#,
+        dir.path().display(),
+        env!("CARGO_MANIFEST_DIR"),
+    );
+    let file = SourceFile::new("r.rcp", &text);
+    let checked = check(&file, &[], &|path| std::fs::read_to_string(path));
+    let plan = checked
+        .unwrap_or_else(|d| panic!("{}", d.render(false)))
+        .plan;
+    let out = dir.path().join("runs");
+    let study = Study {
+        plan: &plan,
+        text: &text,
+        out: &out,
+        must_resume: false,
+        must_fit: true,
+    };
+    let error = study
+        .run(Cpu, &AtomicBool::new(false), &mut Deaf)
+        .err()
+        .unwrap();
+    let said = error.to_string();
+    assert!(
+        error.is_input() && matches!(error, StudyError::TooLarge(_)),
+        "{said}"
+    );
+    assert!(said.starts_with("predicting with `small` needs "), "{said}");
+    assert!(said.contains(" are free; set `batch = "), "{said}");
+    assert!(!out.join("large").exists(), "nothing is made but the store");
 }

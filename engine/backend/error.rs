@@ -28,7 +28,7 @@ pub enum BackendError {
         needed: u64,
         /// Bytes that are free.
         free: u64,
-        /// What to set: "set `micro_batch = auto` or `precision = nf4`".
+        /// What to do about it: "set `precision = nf4` or end other programs".
         remedies: String,
     },
     /// The device or its driver failed.
@@ -50,11 +50,13 @@ pub enum BackendError {
 }
 
 impl BackendError {
-    /// Whether the weights are wrong rather than the device.
+    /// Whether weights or settings are to be changed, rather than that the device failed.
     pub fn is_input(&self) -> bool {
         match self {
-            BackendError::Tensor { .. } | BackendError::NoToken { .. } => true,
-            BackendError::OutOfMemory { .. } | BackendError::Device { .. } => false,
+            BackendError::Tensor { .. }
+            | BackendError::NoToken { .. }
+            | BackendError::OutOfMemory { .. } => true,
+            BackendError::Device { .. } => false,
         }
     }
 }
@@ -69,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn too_little_memory_is_a_sentence_with_two_remedies_and_not_the_users_input() {
+    fn too_little_memory_is_a_sentence_with_two_remedies() {
         let error = BackendError::OutOfMemory {
             device: "GPU 0".into(),
             what: "a training pass",
@@ -81,6 +83,6 @@ mod tests {
             error.to_string(),
             "a training pass needs 27.4 GiB on GPU 0 and 22.1 GiB are free; set `micro_batch = auto` or `precision = nf4`"
         );
-        assert!(!error.is_input());
+        assert!(error.is_input());
     }
 }

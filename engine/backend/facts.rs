@@ -87,8 +87,14 @@ pub trait Facts {
     fn rates(&self) -> Rates;
     /// Its memory, if that can be known.
     fn memory(&self) -> Option<Memory>;
+    /// Counts [`Facts::peak`] anew.
+    fn forget_peak(&self);
+    /// Most bytes in use since then, if that can be known: of a GPU's memory, what this program reserved there; else of the process.
+    fn peak(&self) -> Option<u64>;
     /// The precision that it computes in where a recipe asks for this one.
     fn held_as(&self, precision: Precision) -> Precision;
+    /// Most tokens of a training pass that are of use: a recipe's `micro_batch = auto` goes up to it where memory allows.
+    fn pass_tokens(&self) -> usize;
     /// Bytes of a weight matrix, held so.
     fn matrix_bytes(&self, matrix: MatrixShape, precision: Precision, double_quant: bool) -> u64;
     /// Bytes of a KV cache.

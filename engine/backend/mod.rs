@@ -245,6 +245,8 @@ pub trait Backend: facts::Facts + Clone + Send + Sync + Sized + 'static {
     type Float: Send + Sync;
     /// Frozen weights in the precision that the recipe asked for: one tensor, or several stacked by rows.
     type Matrix: Send + Sync;
+    /// What loading keeps from one matrix to the next; it goes once all are loaded.
+    type Loader: Default;
     /// A packed batch where the ops can read it.
     type Batch: Send + Sync;
     /// Keys and values of all layers for a number of sequences.
@@ -287,6 +289,7 @@ pub trait Backend: facts::Facts + Clone + Send + Sync + Sized + 'static {
     /// error. Of one tensor, it is that weight.
     fn matrix(
         &self,
+        loader: &mut Self::Loader,
         tensors: &[Tensor],
         precision: Precision,
         double_quant: bool,

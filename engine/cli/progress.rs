@@ -154,6 +154,7 @@ impl Observer for Progress {
                 self.say(&format!("{stage} {name}"));
             }
             StudyEvent::Notice(text) => self.say(&format!("note: {text}")),
+            StudyEvent::Warning(text) => self.say(&format!("warning: {text}")),
             StudyEvent::Download { file, done, total } => {
                 let mib = |bytes: u64| bytes >> 20;
                 self.advance(

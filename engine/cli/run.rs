@@ -32,6 +32,7 @@ pub struct Args {
 /// Runs `run`.
 pub fn run(args: Args) -> Outcome {
     let recipe = args.recipe.check()?;
+    let must_fit = args.device.names_gpu();
     let device = args.device.open()?;
     let stop = stop_on_ctrl_c()?;
     let study = Study {
@@ -39,6 +40,7 @@ pub fn run(args: Args) -> Outcome {
         text: &recipe.text,
         out: &args.out,
         must_resume: args.resume,
+        must_fit,
     };
     let mut progress = Progress::default();
     let finished = with_backend!(device, backend => study.run(backend, &stop, &mut progress));

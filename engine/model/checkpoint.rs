@@ -3,6 +3,10 @@
 //! Holds names, shapes and bytes; it refuses to know what the tensors are for. Invariant: every offset was checked against the file before a
 //! `Tensor` exists, so reading one cannot fail.
 
+mod stage;
+
+pub use stage::Staged;
+
 use crate::backend::BackendError;
 use half::{bf16, f16};
 use memmap2::Mmap;

@@ -5,7 +5,8 @@
 
 use super::checkpoint::{Checkpoint, CheckpointError, Tensor};
 use super::config::{Config, ConfigError};
-use super::trained::{DropoutStep, Trained, linear_bias, linear_path, linear_shape};
+use super::trained::{DropoutStep, Trained, Tuning, linear_bias, linear_path, linear_shape};
+use crate::backend::facts::GroupShape;
 use crate::backend::{Backend, BackendError, Group, GroupWeight, Linear, Slot, Vector, Weight};
 use medft_dsl::plan::{self, Precision};
 use std::path::Path;
@@ -37,6 +38,8 @@ pub struct Decoder<B: Backend> {
     pub backend: B,
     /// Its shape.
     pub config: Config,
+    /// How the linear layers are held.
+    pub precision: Precision,
     embed: B::Matrix,
     layers: Vec<Layer<B>>,
     norm: B::Float,
@@ -81,6 +84,24 @@ impl Stack {
     }
 }
 
+/// The groups of linear layers that share an input, of one layer, with the ranks of their adapters.
+pub fn group_shapes(config: &Config, tuning: Option<&Tuning>) -> Vec<GroupShape> {
+    let rank = |linear: &plan::Linear| match tuning {
+        Some(Tuning::Lora(lora)) if lora.targets.contains(linear) => lora.rank,
+        _ => 0,
+    };
+    let group = |stack: Stack| GroupShape {
+        inputs: linear_shape(config, stack.linears()[0]).1,
+        outputs: stack
+            .linears()
+            .iter()
+            .map(|l| linear_shape(config, *l).0)
+            .collect(),
+        ranks: stack.linears().iter().map(rank).collect(),
+    };
+    Stack::ALL.map(group).to_vec()
+}
+
 impl<B: Backend> Decoder<B> {
     /// Loads a Hugging Face model directory. Only the seven linear layers are quantised under NF4; embedding and head stay bf16, as
     /// bitsandbytes leaves them.
@@ -102,9 +123,10 @@ impl<B: Backend> Decoder<B> {
         };
         let tensor =
             |name: &str, shape: (usize, usize)| checkpoint.get(name, &[shape.0, shape.1]).cloned();
-        let matrix = |tensors: &[Tensor], precision| {
+        let mut loader = B::Loader::default();
+        let mut matrix = |tensors: &[Tensor], precision| {
             backend
-                .matrix(tensors, precision, double_quant)
+                .matrix(&mut loader, tensors, precision, double_quant)
                 .map_err(CheckpointError::from)
         };
         let vectors = |names: &[(String, usize)]| -> Result<B::Float, CheckpointError> {
@@ -160,6 +182,7 @@ impl<B: Backend> Decoder<B> {
             layers,
             backend,
             config,
+            precision,
         };
         decoder.backend.finish().map_err(CheckpointError::from)?;
         Ok(decoder)
@@ -325,7 +348,7 @@ fn range<'a, B: Backend>(
     name: impl Fn() -> String,
 ) -> Vector<'a, B> {
     match trained
-        .filter(|t| *t.tuning() == super::trained::Tuning::Full)
+        .filter(|t| *t.tuning() == Tuning::Full)
         .and_then(|t| t.full(&name()))
     {
         Some(slot) => Vector::Trained(slot),

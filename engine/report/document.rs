@@ -172,7 +172,8 @@ pub struct Training {
     pub tokens: u64,
     /// Seconds over all sessions.
     pub seconds: f64,
-    /// Largest memory use in bytes, if it was measured.
+    /// Most bytes in use meanwhile, if that is known: of the GPU where `machine.gpu` names one (what this program reserved there, without
+    /// kernels' code and the driver's own), else of the process.
     pub peak_memory: Option<u64>,
     /// Logged losses.
     pub curve: Vec<CurvePoint>,
@@ -275,7 +276,8 @@ pub struct System {
     pub same_as_base: Option<u64>,
     /// Seconds of generation.
     pub seconds: f64,
-    /// Largest memory use in bytes, if it was measured.
+    /// Most bytes in use meanwhile, if that is known: of the GPU where `machine.gpu` names one (what this program reserved there, without
+    /// kernels' code and the driver's own), else of the process.
     pub peak_memory: Option<u64>,
     /// Chapters taken for each other.
     pub chapters: Confusion,

@@ -28,6 +28,7 @@ use crate::model::decoder::ModelError;
 use crate::report::document::ReportError;
 use crate::text::TextError;
 use crate::train::TrainError;
+use estimate::Shortage;
 use std::path::{Path, PathBuf};
 
 /// Why a study stopped.
@@ -106,6 +107,9 @@ pub enum StudyError {
     /// A stage needs something that the plan does not have: a bug in the checker.
     #[error("the plan names `{0}`, which it does not define")]
     Dangling(String),
+    /// Stages that will not fit into the device's memory.
+    #[error("{}", sentences(.0))]
+    TooLarge(Vec<Shortage>),
     /// Ctrl-C.
     #[error("interrupted; run the same command again to go on from where it stopped")]
     Interrupted,
@@ -159,6 +163,11 @@ pub enum StudyError {
     Write(#[from] WriteError),
 }
 
+fn sentences(shortages: &[Shortage]) -> String {
+    let sentences: Vec<String> = shortages.iter().map(Shortage::to_string).collect();
+    sentences.join("\n")
+}
+
 fn others(runs: &[String]) -> String {
     match runs {
         [] => String::new(),
@@ -195,6 +204,7 @@ impl StudyError {
             | StudyError::NoModel { .. }
             | StudyError::NoAdapter { .. }
             | StudyError::NothingToResume { .. }
+            | StudyError::TooLarge(_)
             | StudyError::NoSystem { .. }
             | StudyError::NotTrained { .. }
             | StudyError::Rows(_)
@@ -205,8 +215,10 @@ impl StudyError {
             StudyError::Train(e) => match e {
                 TrainError::NoRows { .. } | TrainError::State { .. } => true,
                 TrainError::Adapter(e) => e.is_input(),
+                TrainError::Backend(e) => e.is_input(),
                 _ => false,
             },
+            StudyError::Generate { source, .. } => source.is_input(),
             StudyError::Hub(e) => matches!(
                 e,
                 HubError::NoToken { .. }

@@ -44,6 +44,8 @@ pub enum StudyEvent {
     },
     /// Something worth knowing that stops nothing.
     Notice(String),
+    /// Something that may stop the work later.
+    Warning(String),
     /// A training went on.
     Train {
         /// The train block.

@@ -32,7 +32,7 @@ pub struct Answers {
     pub seconds: f64,
     /// Rows that were decoded in this stage; the others came from the log.
     pub decoded: usize,
-    /// Most memory in use while decoding, bytes.
+    /// Most bytes in use while decoding, on the device that decoded ([`crate::backend::facts::Facts::peak`]).
     pub peak_memory: Option<u64>,
     /// Parameters of the base model.
     pub parameters: u64,
@@ -118,7 +118,7 @@ impl Stage<'_> {
             decode: &evaluate.decode,
             decoder: &resolved.numerics(),
         };
-        crate::machine::reset_peak_memory();
+        base.decoder.backend.forget_peak();
         let mut work = Work {
             stage: self,
             task,
@@ -140,7 +140,7 @@ impl Stage<'_> {
             predictions,
             seconds: work.seconds,
             decoded: work.decoded,
-            peak_memory: crate::machine::peak_memory(),
+            peak_memory: base.decoder.backend.peak(),
             parameters: base.decoder.config.parameters(),
             cut_rows: prompts.iter().map(|p| p.cut).collect::<Cuts>().rows,
         };

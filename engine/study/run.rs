@@ -3,6 +3,7 @@
 //! Holds the stage graph and the run's folder. Invariant: `report.json` is written last and names the run's key, so a folder that has it is
 //! complete.
 
+use super::estimate::{self, Shortage};
 use super::models::{Bases, as_held};
 use super::observer::{Observer, StageLine, StudyEvent};
 use super::predict::Stage;
@@ -21,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 /// Changes whenever the report of the same answers would look different.
-const REPORTS: u32 = 2;
+const REPORTS: u32 = 3;
 /// Names the run's key inside its folder.
 const KEY: &str = "run.key";
 
@@ -35,6 +36,8 @@ pub struct Study<'a> {
     pub out: &'a Path,
     /// Go on with a run that has begun, never begin one.
     pub must_resume: bool,
+    /// Begin nothing that will not fit into the device's memory; else that is a warning.
+    pub must_fit: bool,
 }
 
 /// `environment.json`.
@@ -110,10 +113,18 @@ impl Study<'_> {
             sets.get(&resolved, &store, data)?;
         }
         let device = backend.name();
+        let stages = self.stages(&resolved, &store)?;
+        let shortages = shortages(self.plan, &backend, &stages)?;
+        if self.must_fit && !shortages.is_empty() {
+            return Err(StudyError::TooLarge(shortages));
+        }
         observer.event(StudyEvent::Plan {
             device: device.clone(),
-            stages: self.stages(&resolved, &store)?,
+            stages,
         });
+        for shortage in shortages {
+            observer.event(StudyEvent::Warning(shortage.to_string()));
+        }
         write_whole(&dir.join("recipe.rcp"), self.text.as_bytes())?;
         write_whole(&dir.join("plan.json"), &json(self.plan))?;
         let environment = Environment {
@@ -254,6 +265,21 @@ impl Study<'_> {
         }
         Ok(stages)
     }
+}
+
+/// What stages that are not done yet will lack of memory.
+fn shortages<B: Backend>(
+    plan: &Plan,
+    backend: &B,
+    stages: &[StageLine],
+) -> Result<Vec<Shortage>, StudyError> {
+    if stages.iter().all(|s| s.done) {
+        return Ok(Vec::new());
+    }
+    // Both list the stages in the order of `run`.
+    let estimated = estimate::memory(plan, backend)?.stages.into_iter();
+    let open = estimated.zip(stages).filter(|(_, line)| !line.done);
+    Ok(open.filter_map(|(stage, _)| stage.shortage).collect())
 }
 
 /// The same systems with those of one base model side by side, so that it is loaded once.

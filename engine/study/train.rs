@@ -37,7 +37,7 @@ pub struct TrainRecord {
     pub cut_rows: usize,
     /// Tokens cut from them.
     pub cut_tokens: usize,
-    /// Most memory in use while training, bytes.
+    /// Most bytes in use while training, on the device that trained ([`crate::backend::facts::Facts::peak`]).
     pub peak_memory: Option<u64>,
     /// What the text room wanted to be said.
     pub notices: Vec<String>,
@@ -116,7 +116,7 @@ pub fn run<B: Backend>(
         base: &base_name(resolved, model),
         key: &key,
     };
-    crate::machine::reset_peak_memory();
+    base.decoder.backend.forget_peak();
     let outcome = session.run(stop, &mut |event| {
         observer.event(StudyEvent::Train {
             name: train.name.clone(),
@@ -136,7 +136,7 @@ pub fn run<B: Backend>(
         targets: rows.iter().map(|e| e.ids.len() - e.target_start).sum(),
         cut_rows: cuts.rows,
         cut_tokens: cuts.tokens,
-        peak_memory: crate::machine::peak_memory(),
+        peak_memory: base.decoder.backend.peak(),
         notices,
     };
     write_whole(

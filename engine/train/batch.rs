@@ -3,14 +3,12 @@
 //! Holds nothing from one step to the next: the rows of a step depend on (seed, step) alone, so a resumed run sees those that an
 //! uninterrupted one would have.
 
+use super::division::Division;
 use crate::backend::{Packed, Target};
 use crate::text::example::Example;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-
-/// Tokens of one pass under `micro_batch = auto`: enough for the matrix products, and about 0.7 GiB of activations for a model of 135M.
-pub const AUTO_TOKENS: usize = 1024;
 
 /// The rows of optimizer steps.
 #[derive(Debug, Clone)]
@@ -47,14 +45,14 @@ impl Order {
     }
 }
 
-/// Divides rows into passes: `micro_batch` rows each, or as many as fit [`AUTO_TOKENS`].
-pub fn passes(rows: &[&Example], micro_batch: Option<u64>) -> Vec<Packed> {
+/// Divides rows into passes.
+pub fn passes(rows: &[&Example], division: Division) -> Vec<Packed> {
     let mut passes: Vec<Packed> = Vec::new();
     let mut first_token = 0;
     for row in rows {
-        let full = |p: &Packed| match micro_batch {
-            Some(n) => p.sequences.len() as u64 >= n,
-            None => p.tokens() + row.ids.len() > AUTO_TOKENS,
+        let full = |p: &Packed| match division {
+            Division::Rows(n) => p.sequences.len() as u64 >= n,
+            Division::Tokens(most) => p.tokens() + row.ids.len() > most,
         };
         if passes.last().is_none_or(full) {
             passes.push(Packed {
@@ -124,23 +122,15 @@ mod tests {
             target_start: len - 1,
             cut: 0,
         };
-        let rows: Vec<Example> = [3, AUTO_TOKENS - 3, 1, 2 * AUTO_TOKENS, 2]
-            .map(example)
-            .to_vec();
+        let rows: Vec<Example> = [3, 997, 1, 2000, 2].map(example).to_vec();
         let rows: Vec<&Example> = rows.iter().collect();
-        let sizes = |micro_batch| -> Vec<(u64, usize)> {
-            let passes = passes(&rows, micro_batch);
+        let sizes = |division| -> Vec<(u64, usize)> {
+            let passes = passes(&rows, division);
             passes.iter().map(|p| (p.first_token, p.tokens())).collect()
         };
-        let whole = AUTO_TOKENS as u64;
-        let auto = [
-            (0, AUTO_TOKENS),
-            (whole, 1),
-            (whole + 1, 2 * AUTO_TOKENS),
-            (3 * whole + 1, 2),
-        ];
-        assert_eq!(sizes(None), auto);
-        assert_eq!(sizes(Some(5)), [(0, 3 * AUTO_TOKENS + 3)]);
-        assert_eq!(sizes(Some(2)).len(), 3);
+        let auto = [(0, 1000), (1000, 1), (1001, 2000), (3001, 2)];
+        assert_eq!(sizes(Division::Tokens(1000)), auto);
+        assert_eq!(sizes(Division::Rows(5)), [(0, 3003)]);
+        assert_eq!(sizes(Division::Rows(2)).len(), 3);
     }
 }

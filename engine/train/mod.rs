@@ -1,6 +1,7 @@
 //! Training: the loop, its schedule, its checkpoints.
 
 pub mod batch;
+pub mod division;
 pub mod metrics;
 pub mod schedule;
 pub mod session;

@@ -5,6 +5,7 @@
 
 use super::TrainError;
 use super::batch::Order;
+use super::division::Division;
 use super::metrics::{Metric, Metrics};
 use super::schedule::learning_rate;
 use super::snapshot::{Best, Label, Progress, Snapshots, State, read_trained, write_trained};
@@ -142,7 +143,9 @@ impl<B: Backend> Session<'_, B> {
         snapshots.resume(backend, &mut state)?;
         let mut metrics = Metrics::open(&self.dir.join("metrics.jsonl"), state.progress.step)?;
         let trained_values = state.trained.len();
-        let mut stepper = Stepper::new(self.decoder, s, trained_values)?;
+        let division = Division::of(self.decoder, &state, s, [self.train, self.val]);
+        state.progress.division = Some(division);
+        let mut stepper = Stepper::new(self.decoder, s, division, trained_values)?;
         observe(Event::Started {
             steps,
             done: state.progress.step,

@@ -4,6 +4,7 @@
 //! it is renamed into its place last; what a killed process leaves is named `part-*` and removed.
 
 use super::TrainError;
+use super::division::Division;
 use crate::backend::{Backend, BackendError, Slot};
 use crate::data::whole_file::write_whole;
 use crate::model::adapter::{self, AdapterError, NamedTensor};
@@ -35,6 +36,8 @@ pub struct State<B: Backend> {
 pub struct Progress {
     /// Hash of everything that the training depends on.
     pub key: String,
+    /// How steps are divided into passes; none before the first.
+    pub division: Option<Division>,
     /// Steps done.
     pub step: u64,
     /// Tokens seen.

@@ -6,6 +6,7 @@
 
 use super::TrainError;
 use super::batch::passes;
+use super::division::Division;
 use super::snapshot::State;
 use crate::backend::{AdamWStep, Backend, BackendError, Packed, Slot};
 use crate::model::decoder::Decoder;
@@ -34,6 +35,7 @@ pub struct Stepped {
 pub struct Stepper<'a, B: Backend> {
     decoder: &'a Decoder<B>,
     settings: &'a Train,
+    division: Division,
     grads: B::Float,
     norm: B::Float,
     workspace: Option<Workspace<B>>,
@@ -57,11 +59,13 @@ impl<'a, B: Backend> Stepper<'a, B> {
     pub fn new(
         decoder: &'a Decoder<B>,
         settings: &'a Train,
+        division: Division,
         trained_values: usize,
     ) -> Result<Self, BackendError> {
         Ok(Stepper {
             decoder,
             settings,
+            division,
             grads: decoder.backend.floats("the gradient", trained_values)?,
             norm: decoder.backend.floats("the gradient's norm", 1)?,
             workspace: None,
@@ -81,7 +85,7 @@ impl<'a, B: Backend> Stepper<'a, B> {
     ) -> Result<Stepped, TrainError> {
         let (settings, decoder) = (self.settings, self.decoder);
         let backend = &decoder.backend;
-        let passes = passes(rows, settings.micro_batch);
+        let passes = passes(rows, self.division);
         let tokens: usize = passes.iter().map(Packed::tokens).sum();
         let ws = workspace(&mut self.workspace, decoder, &state.trained, &passes)?;
         let (losses, targets) = losses(&mut self.losses, backend, &passes)?;
@@ -144,7 +148,7 @@ impl<'a, B: Backend> Stepper<'a, B> {
         let decoder = self.decoder;
         let passes: Vec<Packed> = rows
             .chunks(self.settings.eval_batch as usize)
-            .flat_map(|rows| passes(&rows.iter().collect::<Vec<_>>(), self.settings.micro_batch))
+            .flat_map(|rows| passes(&rows.iter().collect::<Vec<_>>(), self.division))
             .collect();
         let ws = workspace(&mut self.workspace, decoder, &state.trained, &passes)?;
         let (losses, targets) = losses(&mut self.losses, &decoder.backend, &passes)?;

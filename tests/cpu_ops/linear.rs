@@ -78,7 +78,7 @@ impl Case {
             places: Vec::new(),
         };
         let load = |tensors: &[_], form: Form| {
-            Cpu.matrix(tensors, form.precision, form.double_quant)
+            Cpu.matrix(&mut (), tensors, form.precision, form.double_quant)
                 .unwrap()
         };
         let mut tensors = Vec::new();

@@ -68,7 +68,7 @@ pub fn stored(values: &[f32], shape: &[usize], dtype: Dtype) -> Tensor {
 pub fn frozen(draw: &mut Draw, rows: usize, cols: usize, form: Form) -> Matrix {
     let size = 1.0 / (cols as f32).sqrt();
     let tensor = stored(&draw.values(rows * cols, size), &[rows, cols], form.stored);
-    Cpu.matrix(&[tensor], form.precision, form.double_quant)
+    Cpu.matrix(&mut (), &[tensor], form.precision, form.double_quant)
         .unwrap()
 }
 
@@ -80,7 +80,7 @@ proptest! {
     ) {
         let values = Draw::new(seed).values(rows * cols, 0.1);
         let tensor = stored(&values, &[rows, cols], form.stored);
-        let matrix = Cpu.matrix(&[tensor], form.precision, form.double_quant).unwrap();
+        let matrix = Cpu.matrix(&mut (), &[tensor], form.precision, form.double_quant).unwrap();
         let in_file: Vec<f32> = values.iter().map(|v| match form.stored {
             Dtype::Bf16 => bf16::from_f32(*v).to_f32(),
             Dtype::F16 => f16::from_f32(*v).to_f32(),
@@ -106,7 +106,7 @@ fn a_matrix_that_cannot_be_used_is_an_error_that_names_it() {
     values[5] = f32::INFINITY;
     for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
         for precision in [Precision::F32, Precision::Bf16, Precision::Nf4] {
-            let error = Cpu.matrix(&[stored(&values, &[3, 4], dtype)], precision, true);
+            let error = Cpu.matrix(&mut (), &[stored(&values, &[3, 4], dtype)], precision, true);
             let text = error.err().unwrap().to_string();
             assert!(
                 text.contains("`weight`") && text.contains("element 5"),
@@ -115,7 +115,7 @@ fn a_matrix_that_cannot_be_used_is_an_error_that_names_it() {
         }
     }
     let cube = stored(&[0.5; 12], &[3, 2, 2], Dtype::F32);
-    assert!(Cpu.matrix(&[cube], Precision::F32, true).is_err());
+    assert!(Cpu.matrix(&mut (), &[cube], Precision::F32, true).is_err());
     let bytes = stored(&[1.0; 12], &[3, 4], Dtype::U8);
-    assert!(Cpu.matrix(&[bytes], Precision::F32, true).is_err());
+    assert!(Cpu.matrix(&mut (), &[bytes], Precision::F32, true).is_err());
 }

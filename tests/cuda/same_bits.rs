@@ -8,6 +8,7 @@ use medft_engine::backend::{Backend, Slot};
 use medft_engine::model::decoder::Decoder;
 use medft_engine::model::trained::{LoraShape, Trained};
 use medft_engine::text::example::Example;
+use medft_engine::train::division::{AUTO_TOKENS, Division};
 use medft_engine::train::snapshot::State;
 use medft_engine::train::step::Stepper;
 
@@ -62,7 +63,10 @@ fn train<B: Backend>(decoder: &Decoder<B>, settings: &Train, steps: usize) -> (V
     let trained = Trained::new_lora(backend, &decoder.config, shape, 5).unwrap();
     let len = trained.len();
     let mut state = State::new(backend, trained, "k").unwrap();
-    let mut stepper = Stepper::new(decoder, settings, len).unwrap();
+    let division = settings
+        .micro_batch
+        .map_or(Division::Tokens(AUTO_TOKENS), Division::Rows);
+    let mut stepper = Stepper::new(decoder, settings, division, len).unwrap();
     // The answer repeats the prompt's first tokens: something to learn.
     let rows: Vec<Example> = sequences(&vec![24; 4 * steps], decoder.config.vocab, 3)
         .into_iter()

@@ -9,6 +9,7 @@ use medft_engine::model::decoder::Decoder;
 use medft_engine::model::pass::Workspace;
 use medft_engine::model::trained::{Trained, Tuning};
 use medft_engine::train::batch::passes;
+use medft_engine::train::division::{AUTO_TOKENS, Division};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::path::Path;
@@ -80,7 +81,11 @@ fn gradients_of_every_tensor_equal_central_differences() {
         let (_dir, decoder) = model(&config);
         let mut trained = trainable(&decoder);
         let rows = rows(5, 4);
-        let batch: Packed = passes(&rows.iter().collect::<Vec<_>>(), None).remove(0);
+        let batch: Packed = passes(
+            &rows.iter().collect::<Vec<_>>(),
+            Division::Tokens(AUTO_TOKENS),
+        )
+        .remove(0);
         let n = batch.tokens();
         let mut ws = Workspace::new(&Cpu, &decoder.config, Some(&trained), n, true).unwrap();
         let (mut grads, mut losses) = (vec![0.0; trained.len()], vec![0.0; batch.targets.len()]);
@@ -170,7 +175,10 @@ fn val_loss(dir: &Path, bench: &Bench) -> f64 {
     let decoder = Decoder::load(Cpu, dir, Precision::F32, true).unwrap();
     let (mut total, mut targets) = (0.0, 0);
     for rows in bench.val.chunks(4) {
-        for pass in passes(&rows.iter().collect::<Vec<_>>(), None) {
+        for pass in passes(
+            &rows.iter().collect::<Vec<_>>(),
+            Division::Tokens(AUTO_TOKENS),
+        ) {
             let n = pass.tokens();
             let mut ws = Workspace::new(&Cpu, &decoder.config, None, n, false).unwrap();
             targets += pass.targets.len();

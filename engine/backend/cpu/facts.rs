@@ -25,8 +25,21 @@ impl Facts for Cpu {
         crate::machine::memory()
     }
 
+    fn forget_peak(&self) {
+        crate::machine::reset_peak_memory();
+    }
+
+    fn peak(&self) -> Option<u64> {
+        crate::machine::peak_memory()
+    }
+
     fn held_as(&self, precision: Precision) -> Precision {
         precision
+    }
+
+    /// Larger passes leave the caches and are no faster.
+    fn pass_tokens(&self) -> usize {
+        1024
     }
 
     fn matrix_bytes(&self, matrix: MatrixShape, precision: Precision, double_quant: bool) -> u64 {

@@ -87,6 +87,7 @@ impl Backend for Cpu {
     type Act = Vec<f32>;
     type Float = Vec<f32>;
     type Matrix = matrix::Matrix;
+    type Loader = ();
     type Batch = Packed;
     type Cache = attention::Cache;
     type Recording = ();
@@ -142,6 +143,7 @@ impl Backend for Cpu {
 
     fn matrix(
         &self,
+        _loader: &mut (),
         tensors: &[Tensor],
         precision: Precision,
         double_quant: bool,

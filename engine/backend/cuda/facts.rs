@@ -130,12 +130,25 @@ impl Facts for Cuda {
         memory(self.device())
     }
 
+    fn forget_peak(&self) {
+        self.device().forget_peak();
+    }
+
+    fn peak(&self) -> Option<u64> {
+        Some(self.device().peak())
+    }
+
     /// The tensor cores take bf16: f32 has no place here.
     fn held_as(&self, precision: Precision) -> Precision {
         match precision {
             Precision::F32 | Precision::Bf16 => Precision::Bf16,
             Precision::Nf4 => Precision::Nf4,
         }
+    }
+
+    /// 32 rows of 512, as benches/RESULTS.md times steps; whether more are faster was not measured.
+    fn pass_tokens(&self) -> usize {
+        16_384
     }
 
     fn matrix_bytes(&self, m: MatrixShape, precision: Precision, double_quant: bool) -> u64 {

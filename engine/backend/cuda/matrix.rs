@@ -1,18 +1,17 @@
 //! Frozen weights on the GPU: bf16, or NF4 as bitsandbytes defines it.
 //!
-//! Holds loading and the way to bf16. Invariant: no f32 copy of a model exists; host memory holds a few MiB beside the mapped file.
+//! Holds how they lie and the way to bf16; `loader` brings them here. Invariant: what is stored is converted on the GPU, piece by piece, so no
+//! other copy of a model exists.
 
+use super::loader::Loader;
 use crate::backend::BackendError;
-use crate::model::checkpoint::{Dtype, Tensor};
+use crate::model::checkpoint::{Staged, Tensor};
 use crate::model::nf4::{BLOCK, NESTED_BLOCK, mean_scale};
-use half::{bf16, f16};
+use half::bf16;
 use medft_dsl::plan::Precision;
 use medft_kernels::device::{Buffer, Device};
 use medft_kernels::nf4::{self, Source, Weights};
-use medft_kernels::{LaunchError, Ptr};
-
-/// Values that are converted and copied at a time; whole NF4 blocks.
-const CHUNK: usize = 4 << 20;
+use medft_kernels::{LaunchError, Ptr, elementwise};
 
 /// Rows of a bf16 matrix are filled up with zeros to a multiple of it: products want columns in whole 16-byte vectors.
 pub const ROWS: usize = 8;
@@ -107,6 +106,7 @@ impl Matrix {
     /// A tensor with a dtype that is no weight's, or a value that is not finite; too little memory.
     pub fn load(
         device: &Device,
+        loader: &mut Loader,
         tensors: &[Tensor],
         precision: Precision,
         double_quant: bool,
@@ -118,12 +118,11 @@ impl Matrix {
                 return Err(tensor.error(problem).into());
             };
             (rows, cols) = (rows + r, *c);
-            tensor.check_finite()?;
         }
         let store = if precision == Precision::Nf4 {
             let parts: Vec<Part> = tensors
                 .iter()
-                .map(|tensor| quantize(device, tensor, double_quant))
+                .map(|tensor| quantize(device, loader, tensor, double_quant))
                 .collect::<Result<_, _>>()?;
             let weights = parts.iter().map(Part::weights).collect();
             Store::Nf4 { parts, weights }
@@ -133,7 +132,7 @@ impl Matrix {
             device.fill(to.ptr().at(rows * cols), 0, (padded - rows) * cols)?;
             let mut at = 0;
             for tensor in tensors {
-                at += upload(device, tensor, to.ptr().at(at))?;
+                at += upload(device, loader, tensor, to.ptr().at(at))?;
             }
             Store::Bf16(to)
         };
@@ -176,93 +175,67 @@ impl Matrix {
     }
 }
 
-/// Copies a tensor over, rounded to bf16; gives the number of its values. A bf16 file is copied as it is mapped.
-fn upload(device: &Device, tensor: &Tensor, to: Ptr<bf16>) -> Result<usize, LoadError> {
-    if let Some(bits) = tensor.as_bf16() {
-        device.write(to.cast::<u16>(), bits)?;
-        return Ok(bits.len());
+/// Copies a tensor over, rounded to bf16; gives the number of its values.
+fn upload(
+    device: &Device,
+    loader: &mut Loader,
+    tensor: &Tensor,
+    to: Ptr<bf16>,
+) -> Result<usize, LoadError> {
+    match tensor.staged()? {
+        Staged::Bf16 => loader.copy(device, tensor, to.cast())?,
+        Staged::F32 => loader.convert(device, tensor, |piece| {
+            elementwise::to_bf16(device, piece.values, piece.at.cast(), to.at(piece.first))
+        })?,
     }
-    let mut at = 0;
-    in_chunks(tensor, |values| {
-        let rounded: Vec<bf16> = values.iter().map(|v| bf16::from_f32(*v)).collect();
-        device.write(to.at(at), &rounded)?;
-        at += values.len();
-        Ok(())
-    })?;
-    Ok(at)
+    Ok(tensor.shape().iter().product())
 }
 
-/// Quantises a tensor on the GPU, chunk by chunk.
-fn quantize(device: &Device, tensor: &Tensor, double_quant: bool) -> Result<Part, LoadError> {
+/// Quantises a tensor on the GPU, piece by piece.
+fn quantize(
+    device: &Device,
+    loader: &mut Loader,
+    tensor: &Tensor,
+    double_quant: bool,
+) -> Result<Part, LoadError> {
     let len: usize = tensor.shape().iter().product();
     let blocks = len.div_ceil(BLOCK);
-    let (packed, scales) = (device.alloc(len.div_ceil(2))?, device.alloc(blocks)?);
-    let chunk = device.alloc::<f32>(CHUNK.min(len))?;
-    let mut at = 0;
-    in_chunks(tensor, |values| {
-        device.write(chunk.ptr(), values)?;
-        let (packed, scales) = (packed.ptr().at(at / 2), scales.ptr().at(at / BLOCK));
-        nf4::quantize(
-            device,
-            Source::F32(chunk.ptr()),
-            values.len(),
-            packed,
-            scales,
-        )?;
-        at += values.len();
-        Ok(())
+    let packed = device.alloc(len.div_ceil(2))?;
+    let (single, to) = match double_quant {
+        true => (None, loader.scales(device, blocks)?),
+        false => {
+            let scales = device.alloc(blocks)?;
+            let to = scales.ptr();
+            (Some(scales), to)
+        }
+    };
+    let staged = tensor.staged()?;
+    loader.convert(device, tensor, |piece| {
+        let source = match staged {
+            Staged::Bf16 => Source::Bf16(piece.at.cast()),
+            Staged::F32 => Source::F32(piece.at.cast()),
+        };
+        let (packed, to) = (packed.ptr().at(piece.first / 2), to.at(piece.first / BLOCK));
+        nf4::quantize(device, source, piece.values, packed, to)
     })?;
-    if !double_quant {
-        let scales = Scales::Single(scales);
-        return Ok(Part {
-            len,
-            packed,
-            scales,
-        });
-    }
-    // Only the mean passes through the host: it has to be summed in PyTorch's order.
-    let offset = mean_scale(&scales.download()?);
-    let (codes, nested) = (
-        device.alloc(blocks)?,
-        device.alloc(blocks.div_ceil(NESTED_BLOCK))?,
-    );
-    nf4::double_quantize(
-        device,
-        scales.ptr(),
-        blocks,
-        offset,
-        codes.ptr(),
-        nested.ptr(),
-    )?;
-    let scales = Scales::Double {
-        codes,
-        absmax: nested,
-        offset,
+    let scales = match single {
+        Some(scales) => Scales::Single(scales),
+        None => {
+            // Their mean is the host's: it has to be summed in PyTorch's order.
+            let offset = mean_scale(loader.absmax());
+            let codes = device.alloc(blocks)?;
+            let absmax = device.alloc(blocks.div_ceil(NESTED_BLOCK))?;
+            nf4::double_quantize(device, to, blocks, offset, codes.ptr(), absmax.ptr())?;
+            Scales::Double {
+                codes,
+                absmax,
+                offset,
+            }
+        }
     };
     Ok(Part {
         len,
         packed,
         scales,
     })
-}
-
-/// Gives a tensor's values in f32, [`CHUNK`] at a time.
-fn in_chunks(
-    tensor: &Tensor,
-    mut take: impl FnMut(&[f32]) -> Result<(), LaunchError>,
-) -> Result<(), LoadError> {
-    let (width, widen): (usize, fn(&[u8]) -> f32) = match tensor.dtype() {
-        Dtype::F32 => (4, |b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
-        Dtype::Bf16 => (2, |b| bf16::from_le_bytes([b[0], b[1]]).to_f32()),
-        Dtype::F16 => (2, |b| f16::from_le_bytes([b[0], b[1]]).to_f32()),
-        Dtype::U8 | Dtype::Other => {
-            let problem = "does not hold floating-point numbers (F32, BF16 or F16)".to_string();
-            return Err(tensor.error(problem).into());
-        }
-    };
-    for bytes in tensor.bytes().chunks(CHUNK * width) {
-        let values: Vec<f32> = bytes.chunks_exact(width).map(widen).collect();
-        take(&values)?;
-    }
-    Ok(())
 }

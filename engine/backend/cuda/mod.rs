@@ -8,6 +8,7 @@ mod batch;
 pub mod facts;
 mod head;
 mod linear;
+mod loader;
 mod matrix;
 mod memory;
 mod ops;
@@ -17,6 +18,7 @@ mod rope;
 use super::*;
 pub use attention::Cache;
 pub use batch::Batch;
+pub use loader::Loader;
 use matrix::{LoadError, Matrix, Stored};
 use medft_kernels::device::Buffer;
 pub use medft_kernels::device::{Device, NoDevice};
@@ -133,7 +135,7 @@ impl Cuda {
                 what,
                 needed,
                 free,
-                remedies: "set `micro_batch = auto` (or a smaller number) or `precision = nf4`"
+                remedies: "set a smaller `micro_batch` (to train) or `batch` (to evaluate) or `precision = nf4`, or end what else holds memory there (`nvidia-smi` lists it)"
                     .into(),
             },
             LaunchError::Driver { doing, message } => BackendError::Device { doing, message },

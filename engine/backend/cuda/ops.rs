@@ -11,6 +11,7 @@ impl Backend for Cuda {
     type Act = Act;
     type Float = Float;
     type Matrix = Matrix;
+    type Loader = Loader;
     type Batch = Batch;
     type Cache = Cache;
     type Recording = Recording;
@@ -77,11 +78,13 @@ impl Backend for Cuda {
 
     fn matrix(
         &self,
+        loader: &mut Loader,
         tensors: &[Tensor],
         precision: Precision,
         double_quant: bool,
     ) -> Result<Matrix, BackendError> {
-        Matrix::load(&self.0.device, tensors, precision, double_quant).map_err(|e| match e {
+        let loaded = Matrix::load(&self.0.device, loader, tensors, precision, double_quant);
+        loaded.map_err(|e| match e {
             LoadError::Tensor(e) => e,
             LoadError::Gpu(e) => self.error("a weight matrix of the model", e),
         })

@@ -47,13 +47,11 @@ impl<B: Backend> Cost<'_, B> {
         let between = (3.0 * tokens + validation) * self.bytes(true) / rates.memory;
         // AdamW reads and writes four values and a gradient.
         let optimizer = *steps as f64 * 28.0 * shape.trained as f64 / rates.memory;
-        let pass = train.micro_batch.unwrap_or(1).max(1) as f64 * (m.prompt + m.answer);
-        let pass = pass.max(if train.micro_batch.is_none() {
-            crate::train::batch::AUTO_TOKENS as f64
-        } else {
-            1.0
-        });
-        let passes = 3.0 * tokens / pass + validation / pass;
+        let pass = match train.micro_batch {
+            Some(rows) => rows as f64 * (m.prompt + m.answer),
+            None => self.plan.auto_tokens(train, shape.precision) as f64,
+        };
+        let passes = (3.0 * tokens + validation) / pass.max(1.0);
         products + between + optimizer + passes * self.layers()
     }
 

@@ -6,7 +6,7 @@ use crate::backend::Backend;
 use crate::backend::facts::{Facts, Passes};
 use crate::generate::PASS_TOKENS;
 use crate::model::pass::Workspace;
-use crate::train::batch::AUTO_TOKENS;
+use crate::train::division::{largest as largest_pass, usable};
 use crate::train::step::GROWTH;
 use medft_dsl::plan::{Evaluate, Part, Precision, Task, Train};
 use serde::Serialize;
@@ -128,11 +128,24 @@ impl<B: Backend> Planner<'_, B> {
 
     fn train_as(&self, train: &Train, micro_batch: Option<u64>, precision: Precision) -> Memory {
         let most = self.most_rows(train);
-        let rows = micro_batch.unwrap_or(most).min(most);
-        let tokens = match micro_batch {
-            Some(_) => self.tokens(rows),
-            None => self.tokens(rows).min(AUTO_TOKENS).max(self.longest()),
-        };
+        match micro_batch.map(|rows| rows.min(most)) {
+            Some(rows) => self.train_pass(self.tokens(rows), rows, precision),
+            None => self.train_pass(self.auto_tokens(train, precision), most, precision),
+        }
+    }
+
+    /// Tokens of the largest pass under `micro_batch = auto`, if as much is free when the training begins as is now.
+    pub(super) fn auto_tokens(&self, train: &Train, precision: Precision) -> usize {
+        let (room, rows) = (self.device.memory(), self.most_rows(train));
+        let pass = |most: usize| self.tokens(rows).min(most).max(self.longest());
+        let need = |most| self.train_pass(pass(most), rows, precision).total;
+        pass(largest_pass(self.device.pass_tokens(), |most| {
+            room.is_none_or(|room| need(most) <= usable(room.free))
+        }))
+    }
+
+    /// With passes of so many tokens, of so many rows.
+    fn train_pass(&self, tokens: usize, rows: u64, precision: Precision) -> Memory {
         let tokens = tokens.next_multiple_of(GROWTH);
         let groups = self.shape.groups();
         let passes = Passes {

@@ -12,7 +12,7 @@ use super::StudyError;
 use super::explore::here;
 use super::resolve::{System, systems};
 use crate::backend::Backend;
-use crate::backend::facts::{self, Facts};
+use crate::backend::facts::{self, Facts, Rates};
 use cost::Cost;
 use lengths::{Known, Lengths, Measured};
 use medft_dsl::plan::{Evaluate, Model, Part, Plan, Task, Train};
@@ -53,6 +53,9 @@ pub struct Stage {
     pub seconds: Option<f64>,
     /// Why a number is lacking.
     pub unknown: Option<String>,
+    /// What it lacks of memory; all of them are in [`Estimate::shortages`].
+    #[serde(skip)]
+    pub shortage: Option<Shortage>,
 }
 
 /// What a stage has to do. Tokens are counted in a sample of the rows.
@@ -86,7 +89,16 @@ pub enum Work {
 /// # Errors
 /// Data, tokenizers or configs that are on this machine and cannot be used.
 pub fn estimate<B: Backend>(plan: &Plan, backend: &B) -> Result<Estimate, StudyError> {
-    estimate_on(plan, backend, &backend.name(), backend)
+    let rates = Some(backend.rates());
+    estimate_on(plan, backend, &backend.name(), backend, rates)
+}
+
+/// The same without times: quick, because nothing is timed.
+///
+/// # Errors
+/// As [`estimate`].
+pub fn memory<B: Backend>(plan: &Plan, backend: &B) -> Result<Estimate, StudyError> {
+    estimate_on(plan, backend, &backend.name(), backend, None)
 }
 
 /// The same on a device that says so of itself; `backend` counts the buffers of a pass.
@@ -95,22 +107,22 @@ fn estimate_on<B: Backend>(
     backend: &B,
     name: &str,
     device: &dyn Facts,
+    rates: Option<Rates>,
 ) -> Result<Estimate, StudyError> {
     let mut lengths = Lengths::new(plan);
-    let (rates, room) = (device.rates(), device.memory());
-    let (mut stages, mut shortages) = (Vec::new(), Vec::new());
-    let mut finish = |mut stage: Stage, memory: Memory, remedies: &dyn Fn(u64) -> Vec<Remedy>| {
+    let room = device.memory();
+    let mut stages = Vec::new();
+    let finish = |mut stage: Stage, memory: Memory, remedies: &dyn Fn(u64) -> Vec<Remedy>| {
         stage.memory = Some(memory);
-        if let Some(free) = room.map(|r| r.free).filter(|free| memory.total > *free) {
-            shortages.push(Shortage {
-                stage: stage.stage,
-                name: stage.name.clone(),
-                needed: memory.total,
-                free,
-                device: name.split(',').next().unwrap_or(name).to_string(),
-                remedies: remedies(free),
-            });
-        }
+        let free = room.map(|r| r.free).filter(|free| memory.total > *free);
+        stage.shortage = free.map(|free| Shortage {
+            stage: stage.stage,
+            name: stage.name.clone(),
+            needed: memory.total,
+            free,
+            device: name.split(',').next().unwrap_or(name).to_string(),
+            remedies: remedies(free),
+        });
         stage
     };
     for train in &plan.trains {
@@ -132,7 +144,15 @@ fn estimate_on<B: Backend>(
             stage.measured(
                 &rows,
                 |m| train_work(train, m),
-                |m, work| Cost { plan, rates }.train_seconds(train, m, work),
+                |m, work| {
+                    Some(
+                        Cost {
+                            plan,
+                            rates: rates?,
+                        }
+                        .train_seconds(train, m, work),
+                    )
+                },
             );
         }
         stages.push(stage);
@@ -158,7 +178,15 @@ fn estimate_on<B: Backend>(
                 stage.measured(
                     &known,
                     |m| predict_work(evaluate, tuned, m),
-                    |m, work| Cost { plan, rates }.predict_seconds(evaluate, m, work),
+                    |m, work| {
+                        Some(
+                            Cost {
+                                plan,
+                                rates: rates?,
+                            }
+                            .predict_seconds(evaluate, m, work),
+                        )
+                    },
                 );
             }
             stages.push(stage);
@@ -170,8 +198,8 @@ fn estimate_on<B: Backend>(
         room,
         seconds: stages.iter().filter_map(|s| s.seconds).sum(),
         memory: totals.max().unwrap_or(0),
+        shortages: stages.iter().filter_map(|s| s.shortage.clone()).collect(),
         stages,
-        shortages,
     })
 }
 
@@ -189,6 +217,7 @@ impl Stage {
             memory: None,
             seconds: None,
             unknown: None,
+            shortage: None,
         }
     }
 
@@ -213,12 +242,12 @@ impl Stage {
         &mut self,
         measured: &Known,
         work: impl Fn(&Measured) -> Work,
-        seconds: impl Fn(&Measured, &Work) -> f64,
+        seconds: impl Fn(&Measured, &Work) -> Option<f64>,
     ) {
         match measured {
             Ok(measured) => {
                 let work = work(measured);
-                self.seconds = Some(seconds(measured, &work));
+                self.seconds = seconds(measured, &work);
                 self.work = Some(work);
             }
             Err(reason) => self.unknown = Some(reason.clone()),

@@ -32,11 +32,21 @@ impl Facts for Gpu {
         })
     }
 
+    fn forget_peak(&self) {}
+
+    fn peak(&self) -> Option<u64> {
+        None
+    }
+
     fn held_as(&self, precision: Precision) -> Precision {
         match precision {
             Precision::F32 => Precision::Bf16,
             other => other,
         }
+    }
+
+    fn pass_tokens(&self) -> usize {
+        4096
     }
 
     fn matrix_bytes(&self, m: MatrixShape, precision: Precision, double_quant: bool) -> u64 {
@@ -77,7 +87,8 @@ evaluate all {{ models = [tuned] task = coding decode = greedy(max_new = 8) {eva
 }
 
 fn on(free: u64, plan: &Plan) -> Estimate {
-    estimate_on(plan, &Cpu, "GPU 0, made up", &Gpu(free)).unwrap()
+    let gpu = Gpu(free);
+    estimate_on(plan, &Cpu, "GPU 0, made up", &gpu, Some(gpu.rates())).unwrap()
 }
 
 #[test]
@@ -105,6 +116,19 @@ fn parts_of_memory_follow_the_settings_that_cause_them() {
     for m in [f32, nf4, double] {
         assert_eq!(m.total, m.weights + m.trained + m.activations + m.workspace);
     }
+}
+
+#[test]
+fn passes_under_auto_are_as_large_as_what_is_free_allows() {
+    let plan = plan("bf16", "", "");
+    let of = |free| on(free, &plan).stages[0].memory.unwrap();
+    let whole = of(u64::MAX);
+    // Something is left free for others, so exactly enough is not enough.
+    let less = of(whole.total);
+    assert!(less.activations < whole.activations && less.total <= whole.total / 16 * 15);
+    let [least, none] = [less.total, 1000].map(of);
+    assert!(least.activations < less.activations && none.activations <= least.activations);
+    assert_eq!(least.weights, whole.weights);
 }
 
 #[test]

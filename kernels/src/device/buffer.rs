@@ -13,6 +13,11 @@ pub struct Buffer<T> {
 }
 
 impl<T> Buffer<T> {
+    /// What it takes of the GPU's memory.
+    pub(super) fn bytes(len: usize) -> usize {
+        (len * size_of::<T>()).max(1)
+    }
+
     /// Its address.
     pub fn ptr(&self) -> Ptr<T> {
         self.ptr
@@ -44,10 +49,12 @@ impl<T: Pod> Buffer<T> {
 impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
         // The stream may still use the memory: cuMemFree waits for the device.
+        self.device.0.counting.allocation();
         // SAFETY: allocated by `Device::alloc`, freed once.
         unsafe {
             let _ = self.device.bind();
             let _ = result::free_sync(self.ptr.address());
         }
+        self.device.0.usage.freed(Self::bytes(self.len) as u64);
     }
 }

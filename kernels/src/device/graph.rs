@@ -21,6 +21,7 @@ impl Graph {
     /// The driver's.
     pub fn launch(&self) -> Result<(), LaunchError> {
         self.device.bind()?;
+        self.device.0.counting.launch();
         // SAFETY: both handles are valid.
         unsafe { result::graph::launch(self.exec, self.device.0.stream) }
             .map_err(driver("launching a graph"))

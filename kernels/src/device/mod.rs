@@ -3,18 +3,28 @@
 //! Invariant: nothing here panics on a machine without a driver: presence is asked for before the first symbol is loaded.
 
 mod buffer;
+mod counters;
+mod failure;
 mod graph;
+mod pinned;
+mod usage;
 
 pub use buffer::Buffer;
+pub use counters::Counters;
+pub use failure::NoDevice;
 pub use graph::Graph;
+pub use pinned::Pinned;
 
 use crate::fatbins::FATBINS;
 use crate::launch::{Geometry, Gpu, Kernel, LaunchError, Launcher, Ptr, TensorMap};
 use bytemuck::Pod;
-use cudarc::driver::{DriverError, result, sys};
+use counters::Counting;
+use cudarc::driver::{result, sys};
+use failure::{driver, out_of_memory, words};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, PoisonError};
+use usage::Usage;
 
 type Attribute = sys::CUdevice_attribute_enum;
 
@@ -29,6 +39,8 @@ struct Inner {
     context: sys::CUcontext,
     stream: sys::CUstream,
     functions: Mutex<Functions>,
+    counting: Counting,
+    usage: Usage,
 }
 
 #[derive(Default)]
@@ -53,46 +65,6 @@ unsafe impl<T> Send for Handle<T> {}
 unsafe impl Send for Inner {}
 // SAFETY: as above.
 unsafe impl Sync for Inner {}
-
-/// Why there is no GPU to use.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum NoDevice {
-    /// libcuda is not installed.
-    #[error("no NVIDIA driver is installed (libcuda was not found)")]
-    NoDriver,
-    /// The driver found none, or not the one that was asked for.
-    #[error("the NVIDIA driver shows no GPU {0}")]
-    NoGpu(i32),
-    /// The GPU is too old for the kernels.
-    #[error(
-        "{name} has compute capability {major}.{minor}; the kernels need 8.0 (Ampere) or newer"
-    )]
-    TooOld {
-        /// Its name.
-        name: String,
-        /// Compute capability, first part.
-        major: u32,
-        /// Second part.
-        minor: u32,
-    },
-    /// Anything else the driver says.
-    #[error(transparent)]
-    Driver(#[from] LaunchError),
-}
-
-fn driver(doing: &str) -> impl FnOnce(DriverError) -> LaunchError + '_ {
-    move |e| LaunchError::Driver {
-        doing: doing.to_string(),
-        message: words(&e),
-    }
-}
-
-fn words(e: &DriverError) -> String {
-    match e.error_string() {
-        Ok(text) => format!("{} ({:?})", text.to_string_lossy(), e.0),
-        Err(_) => format!("{:?}", e.0),
-    }
-}
 
 impl Device {
     /// Opens GPU `ordinal` (its primary context) and makes a stream.
@@ -150,12 +122,19 @@ impl Device {
             context,
             stream,
             functions: Mutex::default(),
+            counting: Counting::default(),
+            usage: Usage::default(),
         })))
     }
 
     /// Number of the GPU.
     pub fn ordinal(&self) -> i32 {
         self.0.ordinal
+    }
+
+    /// What it was asked for so far.
+    pub fn counters(&self) -> Counters {
+        self.0.counting.now()
     }
 
     /// Version of the driver's CUDA, as (13, 0).
@@ -190,25 +169,33 @@ impl Device {
         Ok((free as u64, total as u64))
     }
 
+    /// Most bytes that buffers took together, since [`Device::forget_peak`].
+    pub fn peak(&self) -> u64 {
+        self.0.usage.peak()
+    }
+
+    /// Counts the peak anew, from what buffers take now.
+    pub fn forget_peak(&self) {
+        self.0.usage.forget();
+    }
+
     /// Memory for `len` elements, contents unspecified, aligned to 256 bytes.
     ///
     /// # Errors
     /// [`LaunchError::OutOfMemory`].
     pub fn alloc<T>(&self, len: usize) -> Result<Buffer<T>, LaunchError> {
         self.bind()?;
-        let bytes = (len * size_of::<T>()).max(1);
+        let bytes = Buffer::<T>::bytes(len);
+        self.0.counting.allocation();
         // SAFETY: freed once, in `Buffer::drop`.
         let address = unsafe { result::malloc_sync(bytes) }.map_err(|e| {
             if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
-                let free = result::mem_get_info().map_or(0, |m| m.0 as u64);
-                LaunchError::OutOfMemory {
-                    needed: bytes as u64,
-                    free,
-                }
+                out_of_memory(bytes)
             } else {
                 driver("reserving GPU memory")(e)
             }
         })?;
+        self.0.usage.reserved(bytes as u64);
         Ok(Buffer {
             device: self.clone(),
             ptr: Ptr::new(address),
@@ -235,8 +222,13 @@ impl Device {
             return Ok(());
         }
         self.bind()?;
-        // SAFETY: the caller owns `from.len()` elements at `to`; pageable memory is staged before the call returns.
-        unsafe { result::memcpy_htod_async(to.address(), from, self.0.stream) }
+        let copy = || {
+            // SAFETY: the caller owns `from.len()` elements at `to`; pageable memory is staged before the call returns.
+            unsafe { result::memcpy_htod_async(to.address(), from, self.0.stream) }
+        };
+        self.0
+            .counting
+            .wait(copy)
             .map_err(driver("copying to the GPU"))
     }
 
@@ -331,8 +323,39 @@ impl Device {
     /// The first error of a kernel.
     pub fn synchronize(&self) -> Result<(), LaunchError> {
         self.bind()?;
-        // SAFETY: the stream lives as long as `self`.
-        unsafe { result::stream::synchronize(self.0.stream) }
+        let wait = || {
+            // SAFETY: the stream lives as long as `self`.
+            unsafe { result::stream::synchronize(self.0.stream) }
+        };
+        self.0
+            .counting
+            .wait(wait)
+            .map_err(driver("computing on the GPU"))
+    }
+
+    /// Whether the stream has passed `event`.
+    fn passed(&self, event: sys::CUevent) -> Result<bool, LaunchError> {
+        self.bind()?;
+        // SAFETY: the handle is valid.
+        match unsafe { result::event::query(event) } {
+            Ok(()) => Ok(true),
+            Err(e) if e.0 == sys::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            Err(e) => Err(driver("computing on the GPU")(e)),
+        }
+    }
+
+    /// Waits until the stream has passed `event`.
+    fn wait_for(&self, event: sys::CUevent) -> Result<(), LaunchError> {
+        if self.passed(event)? {
+            return Ok(());
+        }
+        let wait = || {
+            // SAFETY: the handle is valid.
+            unsafe { result::event::synchronize(event) }
+        };
+        self.0
+            .counting
+            .wait(wait)
             .map_err(driver("computing on the GPU"))
     }
 
@@ -357,9 +380,9 @@ impl Device {
         record(start)?;
         work()?;
         record(end)?;
+        self.wait_for(end)?;
         // SAFETY: valid events, destroyed once.
         let milliseconds = unsafe {
-            result::event::synchronize(end).map_err(driver("computing on the GPU"))?;
             let milliseconds = result::event::elapsed(start, end).map_err(driver("timing"))?;
             let _ = (result::event::destroy(start), result::event::destroy(end));
             milliseconds
@@ -390,6 +413,7 @@ impl Device {
             .map_err(driver("recording a graph"));
         done?;
         let graph = graph?;
+        self.0.counting.allocation();
         let mut exec = std::ptr::null_mut();
         // SAFETY: `graph` is valid and destroyed once; the executable is destroyed in `Graph::drop`.
         unsafe {
@@ -428,6 +452,9 @@ impl Device {
                 // SAFETY: a whole fatbin, as the driver wants it.
                 let module = unsafe { result::module::load_data(image.as_ptr().cast::<c_void>()) }
                     .map_err(|e| {
+                        if e.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+                            return out_of_memory(image.len());
+                        }
                         let (major, minor) = self.0.gpu.capability;
                         LaunchError::Driver {
                             doing: format!(
@@ -484,6 +511,7 @@ impl Launcher for Device {
             return Ok(());
         }
         self.bind()?;
+        self.0.counting.launch();
         let function = self.function(kernel, shared)?;
         let mut arguments = [std::ptr::from_ref(params).cast_mut().cast::<c_void>()];
         // SAFETY: the kernel takes one struct of this layout (sizes are asserted on both sides); the driver copies it before it returns.
