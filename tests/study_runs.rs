@@ -198,7 +198,7 @@ fn a_run_that_has_to_fit_and_does_not_is_refused_before_it_begins() {
     std::fs::write(dir.path().join("notes.csv"), format!("note,icd10\n{rows}")).unwrap();
     let text = format!(
         r#"recipe "large" {{ seed = 1 }}
-data notes {{ source = csv("{}/notes.csv") text = column("note") code = column("icd10") split = random(train = 1%, val = 1%, test = 98%) }}
+data notes {{ source = csv("{}/notes.csv") text = column("note") code = column("icd10") split = stratified(train = 1%, val = 1%, test = 98%) }}
 task coding {{ data = notes max_tokens = 256 }}
 model small {{ weights = dir("{}/data/quickstart/small") precision = f32 }}
 evaluate all {{ models = [small] task = coding batch = 65536 decode = greedy(max_new = 32768) }}

@@ -69,6 +69,12 @@ pub fn blame(error: StudyError) -> Failure {
             eprintln!("{error}");
             Failure::Said(130)
         }
+        StudyError::TooLarge(shortages) => {
+            for shortage in shortages {
+                eprintln!("error: {shortage}");
+            }
+            Failure::Said(2)
+        }
         e if e.is_input() => Failure::Input(e.into()),
         e => Failure::Work(e.into()),
     }

@@ -187,7 +187,7 @@ impl Graphics {
         lines.push(format!("driver     {driver}"));
         lines.push(match &self.kernels {
             Some(k) => format!(
-                "kernels    CUDA {}.{}, for {}",
+                "kernels    in this build, by CUDA {}.{}: {}",
                 k.toolkit.0,
                 k.toolkit.1,
                 k.architectures.join(", ")
@@ -322,7 +322,7 @@ mod tests {
             [
                 "gpu 0      NVIDIA H100 80GB HBM3, compute capability 9.0, 70.0 GiB free of 80.0 GiB; kernels: Hopper (TMA and wgmma), sm_90a",
                 "driver     NVIDIA 580.65.06, CUDA 13.0",
-                "kernels    CUDA 13.0, for sm_90a",
+                "kernels    in this build, by CUDA 13.0: sm_90a",
             ]
         );
     }

@@ -94,6 +94,7 @@ impl fmt::Display for Shortage {
                 f,
                 "no smaller batch makes it fit: use a smaller model, or a device with more memory"
             ),
+            [one] => write!(f, "set {one} or use a smaller model"),
             some => write!(f, "set {}", some.join(" or ")),
         }
     }
