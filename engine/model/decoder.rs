@@ -5,7 +5,7 @@
 
 use super::checkpoint::{Checkpoint, CheckpointError, Tensor};
 use super::config::{Config, ConfigError};
-use super::trained::{DropoutStep, Trained, linear_bias, linear_path, linear_shape};
+use super::trained::{Trained, linear_bias, linear_path, linear_shape};
 use crate::backend::{Backend, BackendError, Group, GroupWeight, Linear, Slot, Vector, Weight};
 use medft_dsl::plan::{self, Precision};
 use std::path::Path;
@@ -37,6 +37,8 @@ pub struct Decoder<B: Backend> {
     pub backend: B,
     /// Its shape.
     pub config: Config,
+    /// How its linear layers are held.
+    pub precision: Precision,
     embed: B::Matrix,
     layers: Vec<Layer<B>>,
     norm: B::Float,
@@ -160,6 +162,7 @@ impl<B: Backend> Decoder<B> {
             layers,
             backend,
             config,
+            precision,
         };
         decoder.backend.finish().map_err(CheckpointError::from)?;
         Ok(decoder)
@@ -220,7 +223,7 @@ impl<B: Backend> Decoder<B> {
         layer: usize,
         stack: Stack,
         trained: Option<&Trained<B>>,
-        dropout: Option<DropoutStep>,
+        dropout: f32,
     ) -> Group<'a, B> {
         let (own, linears) = (&self.layers[layer], stack.linears());
         let mut above = 0;

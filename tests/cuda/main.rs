@@ -16,6 +16,7 @@ mod support;
 mod against_cpu;
 mod decoding;
 mod golden;
+mod runtime;
 mod same_bits;
 
 use medft_engine::backend::cuda::Cuda;

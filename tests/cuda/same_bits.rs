@@ -11,7 +11,7 @@ use medft_engine::text::example::Example;
 use medft_engine::train::snapshot::State;
 use medft_engine::train::step::Stepper;
 
-fn settings(dropout: f64, micro_batch: Option<u64>) -> Train {
+pub fn settings(dropout: f64, micro_batch: Option<u64>) -> Train {
     Train {
         name: "t".into(),
         model: "m".into(),

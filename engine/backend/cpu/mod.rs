@@ -18,6 +18,7 @@ use super::{
     AdamWStep, Backend, BackendError, Epilogue, Group, GroupWeight, HeadBackward, Heads, Need,
     Packed, SampleRow, Sampling, Slot, Vector, Weight,
 };
+use crate::backend::facts::Passes;
 use crate::model::checkpoint::Tensor;
 use linear::{Columns, Layer, Source};
 use loss::{Chunk, Head};
@@ -98,7 +99,7 @@ fn members<'a>(
     rows: usize,
 ) -> Vec<Member<'a>> {
     let rank = |m: &super::Linear<Cpu>| m.lora.map_or(0, |l| l.rank);
-    let (inputs, first_token) = (group.inputs, batch.first_token);
+    let (inputs, pass) = (group.inputs, batch.pass.unwrap_or_default());
     let mut y = Columns {
         stride: group.outputs(),
         at: 0,
@@ -128,7 +129,7 @@ fn members<'a>(
             rows,
             inputs,
             outputs,
-            first_token,
+            pass,
             low,
             y,
         };
@@ -171,6 +172,14 @@ impl Backend for Cpu {
 
     fn upload(&self, batch: Packed) -> Result<Packed, BackendError> {
         Ok(batch)
+    }
+
+    fn rows(&self, batch: &Packed) -> usize {
+        batch.tokens()
+    }
+
+    fn reserve(&self, _: &Passes) -> Result<(), BackendError> {
+        Ok(())
     }
 
     fn arena_bytes(&self, need: &Need) -> u64 {
@@ -236,8 +245,8 @@ impl Backend for Cpu {
         &self,
         (): &mut (),
         _batch: &Packed,
-        cache: &mut Self::Cache,
-        ops: impl FnOnce(&mut Self::Cache),
+        cache: Option<&mut Self::Cache>,
+        ops: impl FnOnce(Option<&mut Self::Cache>),
     ) {
         ops(cache);
     }
@@ -512,7 +521,6 @@ impl Backend for Cpu {
         vocab: usize,
         x: &Vec<f32>,
         losses: &mut Vec<f32>,
-        at: usize,
         backward: Option<HeadBackward<Self>>,
     ) {
         let h = Head {
@@ -520,13 +528,9 @@ impl Backend for Cpu {
             hidden,
             vocab,
         };
-        let losses = &mut losses[at..at + batch.targets.len()];
-        let Some(HeadBackward {
-            grad_scale,
-            dx,
-            grads,
-        }) = backward
-        else {
+        let pass = batch.pass.unwrap_or_default();
+        let losses = &mut losses[pass.first_target..][..batch.targets.len()];
+        let Some(HeadBackward { dx, grads }) = backward else {
             return h.loss(x, &batch.targets, losses, None);
         };
         dx[..batch.tokens() * hidden].fill(0.0);
@@ -541,7 +545,12 @@ impl Backend for Cpu {
                 layer.backward_weight(chunk.dz, chunk.x, part_mut(grads, *slot));
             }
         };
-        h.loss(x, &batch.targets, losses, Some((grad_scale, &mut take)));
+        h.loss(
+            x,
+            &batch.targets,
+            losses,
+            Some((pass.loss_scale, &mut take)),
+        );
     }
 
     fn head_logits(

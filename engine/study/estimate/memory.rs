@@ -2,12 +2,11 @@
 
 use super::lengths::Known;
 use super::shape::Shape;
-use crate::backend::Backend;
 use crate::backend::facts::{Facts, Passes};
+use crate::backend::{Backend, ROWS};
 use crate::generate::PASS_TOKENS;
-use crate::model::pass::Workspace;
+use crate::model::workspace::Workspace;
 use crate::train::batch::AUTO_TOKENS;
-use crate::train::step::GROWTH;
 use medft_dsl::plan::{Evaluate, Part, Precision, Task, Train};
 use serde::Serialize;
 use std::fmt;
@@ -133,7 +132,7 @@ impl<B: Backend> Planner<'_, B> {
             Some(_) => self.tokens(rows),
             None => self.tokens(rows).min(AUTO_TOKENS).max(self.longest()),
         };
-        let tokens = tokens.next_multiple_of(GROWTH);
+        let tokens = tokens.next_multiple_of(ROWS);
         let groups = self.shape.groups();
         let passes = Passes {
             training: true,

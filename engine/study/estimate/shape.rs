@@ -3,8 +3,9 @@
 use crate::backend::facts::{Facts, GroupShape, MatrixShape};
 use crate::model::checkpoint::{Checkpoint, Tensor};
 use crate::model::config::Config;
-use crate::model::decoder::{ModelError, Stack};
+use crate::model::decoder::ModelError;
 use crate::model::trained::{LoraShape, Tuning, linear_shape, model_shapes, parameters};
+use crate::model::workspace::groups;
 use crate::study::StudyError;
 use crate::study::resolve::System;
 use medft_dsl::plan::{Adapter, Linear, Precision};
@@ -110,19 +111,6 @@ impl Shape {
 
     /// The groups of linear layers that share an input, of one layer.
     pub(super) fn groups(&self) -> Vec<GroupShape> {
-        let rank = |linear: &Linear| match &self.tuning {
-            Some(Tuning::Lora(lora)) if lora.targets.contains(linear) => lora.rank,
-            _ => 0,
-        };
-        let group = |stack: Stack| GroupShape {
-            inputs: linear_shape(&self.config, stack.linears()[0]).1,
-            outputs: stack
-                .linears()
-                .iter()
-                .map(|l| linear_shape(&self.config, *l).0)
-                .collect(),
-            ranks: stack.linears().iter().map(rank).collect(),
-        };
-        Stack::ALL.map(group).to_vec()
+        groups(&self.config, self.tuning.as_ref())
     }
 }
