@@ -313,7 +313,10 @@ fn one_token_sequences_of_a_training_batch_are_not_a_decoding_step() {
         rank: 4,
         dropout: true,
     };
-    let batch = pack(draw, &[1, 1, 1], 7);
+    let batch = Packed {
+        pass: Some(pass(42, 7, 0)),
+        ..pack(draw, &[1, 1, 1], 7)
+    };
     let case = Case::new(draw, &[shape], 16, 3, 0);
     let x = draw.buffer(3 * 16, 1.0);
     let (y, low) = forward(&case, &batch, &x, Epilogue::None);
