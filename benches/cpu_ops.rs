@@ -155,23 +155,12 @@ fn head_loss(c: &mut Criterion) {
         let (mut dx, mut grads, mut losses) = (x.clone(), Vec::new(), vec![0.0; 64]);
         b.iter(|| {
             let back = HeadBackward {
-                grad_scale: 1.0,
                 dx: &mut dx,
                 grads: &mut grads,
             };
             let head = Weight::Frozen(&matrix);
             let losses = &mut losses;
-            Cpu.head_loss(
-                &head,
-                &none,
-                &batch,
-                HIDDEN,
-                VOCAB,
-                &x,
-                losses,
-                0,
-                Some(back),
-            );
+            Cpu.head_loss(&head, &none, &batch, HIDDEN, VOCAB, &x, losses, Some(back));
             black_box(losses[0])
         });
     });

@@ -12,8 +12,8 @@ use medft_dsl::plan::{Decode, Linear, Precision};
 use medft_engine::backend::cpu::Cpu;
 use medft_engine::backend::{AdamWStep, Backend};
 use medft_engine::model::decoder::Decoder;
-use medft_engine::model::pass::Workspace;
 use medft_engine::model::trained::{LoraShape, Trained};
+use medft_engine::model::workspace::Workspace;
 use medft_engine::text::example::Example;
 use medft_engine::train::batch::passes;
 use medft_engine::train::division::{AUTO_TOKENS, Division};
@@ -100,10 +100,8 @@ fn train(args: &Args, decoder: &Decoder<Cpu>, rows: Vec<Row>) -> Result<serde_js
         .enumerate()
     {
         let began = Instant::now();
-        let passes = passes(
-            &batch.iter().collect::<Vec<_>>(),
-            Division::Tokens(AUTO_TOKENS),
-        );
+        let rows: Vec<_> = batch.iter().collect();
+        let passes = passes(&rows, Division::Tokens(AUTO_TOKENS), 0, 0);
         let targets: usize = passes.iter().map(|p| p.targets.len()).sum();
         let longest = passes.iter().map(|p| p.tokens()).max().unwrap_or(0);
         if ws.as_ref().is_none_or(|w| w.capacity() < longest) {
@@ -123,15 +121,10 @@ fn train(args: &Args, decoder: &Decoder<Cpu>, rows: Vec<Row>) -> Result<serde_js
             }
         };
         Cpu.zero(&mut grads);
-        let (mut own, mut at, mut tokens) = (vec![0.0; targets], 0, 0);
+        let (mut own, mut tokens) = (vec![0.0; targets], 0);
         for pass in passes {
-            let n = pass.tokens();
-            tokens += n;
-            let scale = 1.0 / targets as f32;
-            decoder.train_pass(
-                &trained, &mut grads, None, &pass, n, scale, &mut own, at, ws,
-            );
-            at += pass.targets.len();
+            tokens += pass.tokens();
+            decoder.train_pass(&mut (), &trained, &mut grads, 0.0, &pass, &mut own, ws);
         }
         let mut norm = vec![0.0];
         Cpu.norm(&grads, &mut norm);

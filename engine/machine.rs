@@ -12,6 +12,7 @@ use gpu::Gpu;
 use gpu::Graphics;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Facts about the machine.
@@ -143,8 +144,14 @@ pub fn memory() -> Option<Memory> {
     })
 }
 
-/// Driver and GPUs: as CUDA shows them, or, in a build without kernels, as the system lists them.
+/// Driver and GPUs, looked for once: each GPU has to be opened, which takes its time.
 fn graphics() -> Graphics {
+    static FOUND: OnceLock<Graphics> = OnceLock::new();
+    FOUND.get_or_init(look_for_graphics).clone()
+}
+
+/// Driver and GPUs: as CUDA shows them, or, in a build without kernels, as the system lists them.
+fn look_for_graphics() -> Graphics {
     #[cfg(feature = "cuda")]
     let found = crate::backend::cuda::facts::graphics();
     #[cfg(not(feature = "cuda"))]

@@ -3,6 +3,7 @@
 //   lse = ln sum_c e^z_c;  loss = lse - z_target                          losses =, lse =
 //   d = bf16(scale (e^(z - lse) - [c is the target]))                     d =, also 0 in columns vocab..d_stride
 //
+// scale and the place of the chunk's first loss are read from the step's state. A row without a target (NO_TARGET) gets no loss, and d = 0.
 // logits [rows, stride] f32, d [rows, d_stride] bf16, targets, losses, lse [rows]. Sums are f32: per thread online (running maximum and sum
 // of e^(z - maximum)), then a fixed tree. p - 1 is formed in f32, before the rounding to bf16. A NaN or +inf logit makes the row's loss and
 // gradient NaN; -inf is a masked token. The running maximum starts at the lowest finite f32, so that -inf minus it is -inf, never NaN.
@@ -13,6 +14,7 @@
 // against 58 that the memory leaves time for. Reaches 70 % of a copy on an H100, counting 6 bytes a logit; cross_entropy_hopper.cu does better.
 #include <float.h>
 #include "prim/math.cuh"
+#include "prim/philox.cuh"
 #include "prim/types.cuh"
 #include "prim/warp.cuh"
 
@@ -28,12 +30,17 @@ struct CrossEntropy {
     float* losses;
     float* lse;
     bf16* d;
+    const StepState* state;
     uint64_t stride, d_stride;  // elements
     uint32_t rows, vocab;
-    float scale;
     uint32_t kept;              // vectors of a row in shared memory
+    uint32_t pad;
 };
-static_assert(sizeof(CrossEntropy) == 72, "as in src/cross_entropy.rs");
+static_assert(sizeof(CrossEntropy) == 80, "as in src/cross_entropy.rs");
+
+constexpr uint32_t NO_TARGET = 0xffffffffu;
+
+__device__ __forceinline__ float scale_of(const StepState* state, uint32_t target) { return target == NO_TARGET ? 0.f : state->loss_scale; }
 
 // VEC logits: 4 where rows are aligned for it, else 1.
 template <int VEC> struct alignas(4 * VEC) Logits { float z[VEC]; };
@@ -88,7 +95,8 @@ template <int THREADS> __device__ __forceinline__ Running finish(const CrossEntr
     if (threadIdx.x == 0) {
         const float log_sum = logf(sum);
         p.lse[row] = top + log_sum;
-        p.losses[row] = (top - p.logits[row * p.stride + p.targets[row]]) + log_sum;
+        const uint32_t target = p.targets[row];
+        if (target != NO_TARGET) p.losses[p.state->first_target + row] = (top - p.logits[row * p.stride + target]) + log_sum;
     }
     return {top, sum};
 }
@@ -152,6 +160,7 @@ template <int VEC> __device__ __forceinline__ void fused_row(const CrossEntropy&
     const Running whole = finish<FUSED_THREADS>(p, row, r, shared);
     const float inverse = 1.f / whole.sum;
     const uint32_t target = p.targets[row];
+    const float scale = scale_of(p.state, target);
     bf16* d = p.d + row * p.d_stride;
     for (uint32_t step = steps; step-- > 0;) {  // from the end: what was read last is still in L2
         Logits<VEC> l[UNROLL];
@@ -166,7 +175,7 @@ template <int VEC> __device__ __forceinline__ void fused_row(const CrossEntropy&
             const uint32_t v = step * STEP + i * FUSED_THREADS + threadIdx.x;
             if (v >= vectors) continue;
             float out[VEC];
-            gradient_of<VEC>(out, l[i], v, target, whole.top, inverse, p.scale);
+            gradient_of<VEC>(out, l[i], v, target, whole.top, inverse, scale);
             store_gradient<VEC>(d, v, out);
         }
     }
@@ -184,12 +193,13 @@ template <int VEC> __device__ __forceinline__ void gradient_part(const CrossEntr
         if (first + i * GRADIENT_THREADS < vectors) l[i] = load_logits<VEC>(z, first + i * GRADIENT_THREADS, p.vocab, true);
     const float lse = p.lse[row];
     const uint32_t target = p.targets[row];
+    const float scale = scale_of(p.state, target);
 #pragma unroll
     for (int i = 0; i < UNROLL; ++i) {
         const uint32_t v = first + i * GRADIENT_THREADS;
         if (v >= vectors) continue;
         float out[VEC];
-        gradient_of<VEC>(out, l[i], v, target, lse, 1.f, p.scale);
+        gradient_of<VEC>(out, l[i], v, target, lse, 1.f, scale);
         store_gradient<VEC>(d, v, out);
     }
     if (blockIdx.x % parts == 0) clear_padding<GRADIENT_THREADS>(p, d);

@@ -14,6 +14,7 @@
 #include "prim/cluster.cuh"
 #include "prim/math.cuh"
 #include "prim/mma.cuh"
+#include "prim/philox.cuh"
 #include "prim/types.cuh"
 #include "prim/warp.cuh"
 
@@ -26,12 +27,14 @@ struct CrossEntropy {
     float* losses;
     float* lse;
     bf16* d;
+    const StepState* state;
     uint64_t stride, d_stride;  // elements
     uint32_t rows, vocab;
-    float scale;
-    uint32_t kept;              // unused here
+    uint32_t kept, pad;         // unused here
 };
-static_assert(sizeof(CrossEntropy) == 72, "as in src/cross_entropy.rs");
+static_assert(sizeof(CrossEntropy) == 80, "as in src/cross_entropy.rs");
+
+constexpr uint32_t NO_TARGET = 0xffffffffu;
 
 struct Shared {
     float scratch[THREADS / WARP];
@@ -93,10 +96,11 @@ template <int CLUSTER> __device__ __forceinline__ void fused_piece(const CrossEn
 #pragma unroll
     for (int i = 0; i < CLUSTER; ++i) sum += shared.sums[i] * exp_of(shared.tops[i] - top);
     const uint32_t target = p.targets[row];
+    const float scale = target == NO_TARGET ? 0.f : p.state->loss_scale;
     if (rank == 0 && threadIdx.x == 0) {
         const float log_sum = logf(sum);
         p.lse[row] = top + log_sum;
-        p.losses[row] = (top - p.logits[row * p.stride + target]) + log_sum;
+        if (target != NO_TARGET) p.losses[p.state->first_target + row] = (top - p.logits[row * p.stride + target]) + log_sum;
     }
     const float inverse = 1.f / sum;
     bf16* d = p.d + row * p.d_stride;
@@ -107,7 +111,7 @@ template <int CLUSTER> __device__ __forceinline__ void fused_piece(const CrossEn
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
             const float probability = exp_of(out[j] - top) * inverse;
-            out[j] = (c + j == target ? probability - 1.f : probability) * p.scale;
+            out[j] = (c + j == target ? probability - 1.f : probability) * scale;
         }
         __stcs(reinterpret_cast<uint2*>(d + c), make_uint2(pack_bf16(out[0], out[1]), pack_bf16(out[2], out[3])));
     }

@@ -13,10 +13,10 @@ mod support;
 use golden_files::pack;
 use medft_dsl::plan::Precision;
 use medft_engine::backend::cpu::Cpu;
-use medft_engine::backend::{AdamWStep, Backend};
+use medft_engine::backend::{AdamWStep, Backend, Pass};
 use medft_engine::model::adapter;
 use medft_engine::model::decoder::Decoder;
-use medft_engine::model::pass::Workspace;
+use medft_engine::model::workspace::Workspace;
 use safetensors::SafeTensors;
 
 struct Fixtures(Vec<u8>);
@@ -116,12 +116,12 @@ fn family(name: &str) {
         let tokens = batch.tokens();
         let mut ws = Workspace::new(&Cpu, &model.config, trained, tokens, false).unwrap();
         let mut logits = vec![0.0; batch.targets.len() * vocab];
-        model.logits(trained, &batch, tokens, None, &mut logits, 0, &mut ws);
+        model.logits(trained, &batch, None, &mut logits, 0, &mut ws);
         let want = real_rows(&fixtures.f32(&format!("{which}.logits")), &mask, vocab);
         assert_close(&format!("{name} {which}.logits"), &logits, &want, 5e-5);
         let batch = pack(&ids, &mask, Some(&labels));
         let mut losses = vec![0.0; batch.targets.len()];
-        model.losses(trained, &batch, tokens, &mut losses, 0, &mut ws);
+        model.losses(trained, &batch, &mut losses, &mut ws);
         assert_close(
             &format!("{name} {which}.loss"),
             &[mean(&losses)],
@@ -135,22 +135,24 @@ fn family(name: &str) {
     let (mut first, mut second) = (vec![0.0; trained.len()], vec![0.0; trained.len()]);
     let rates = fixtures.f32("train.lr");
     for step in 0..3 {
-        let batch = pack(
+        let mut batch = pack(
             &fixtures.i64_rows("train.input_ids", Some(step)),
             &fixtures.i64_rows("train.attention_mask", Some(step)),
             Some(&fixtures.i64_rows("train.labels", Some(step))),
         );
-        let (tokens, targets) = (batch.tokens(), batch.targets.len());
+        let targets = batch.targets.len();
+        batch.pass = Some(Pass {
+            loss_scale: 1.0 / targets as f32,
+            ..Pass::default()
+        });
         let (mut grads, mut losses) = (vec![0.0; trained.len()], vec![0.0; targets]);
         model.train_pass(
+            &mut (),
             &trained,
             &mut grads,
-            None,
+            0.0,
             &batch,
-            tokens,
-            1.0 / targets as f32,
             &mut losses,
-            0,
             &mut ws,
         );
         assert_close(

@@ -15,7 +15,7 @@ mod packed;
 use crate::model::checkpoint::Tensor;
 pub use error::BackendError;
 use medft_dsl::plan::{Decode, Precision};
-pub use packed::{Packed, Sequence, Target};
+pub use packed::{Packed, Pass, ROWS, Sequence, Target};
 
 /// A range of the flat buffer that holds every trained value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,7 +57,8 @@ pub struct LoraSlots {
     pub dropout: Option<Dropout>,
 }
 
-/// A reproducible dropout mask: a function of these fields, the token's index `t` in the step (64 bits) and the column `c`.
+/// A reproducible dropout mask: a function of these fields, the [`Pass`]'s seed and step, the token's index `t` in the step (64 bits) and the
+/// column `c`.
 ///
 /// A call of Philox4x32-10 gives eight 16-bit uniforms of one token: those of the columns with the same block `b = c / 32` and lane
 /// `q = c % 8 / 2`. Its counter is `[t low, t high ^ step low, 4 b + q, stream]`, its key `[seed low ^ step low,
@@ -67,10 +68,6 @@ pub struct LoraSlots {
 pub struct Dropout {
     /// Probability of dropping, in (0, 1).
     pub p: f32,
-    /// Seed of the run.
-    pub seed: u64,
-    /// Optimizer step.
-    pub step: u64,
     /// Layer and projection.
     pub stream: u32,
 }
@@ -251,7 +248,7 @@ pub trait Backend: facts::Facts + Clone + Send + Sync + Sized + 'static {
     type Batch: Send + Sync;
     /// Keys and values of all layers for a number of sequences.
     type Cache: Send + Sync;
-    /// Records of decoding steps.
+    /// Records of passes.
     type Recording: Default + Send;
     /// One allocation that buffers are carved from. They keep it alive; this handle is dropped once all of them are made.
     type Arena: Send + Sync;
@@ -265,6 +262,10 @@ pub trait Backend: facts::Facts + Clone + Send + Sync + Sized + 'static {
 
     /// Takes a batch over.
     fn upload(&self, batch: Packed) -> Result<Self::Batch, BackendError>;
+    /// Rows of a batch's activations: its tokens, and what it was filled up with.
+    fn rows(&self, batch: &Self::Batch) -> usize;
+    /// Makes room for what ops borrow in such passes; without it they may fail.
+    fn reserve(&self, passes: &facts::Passes) -> Result<(), BackendError>;
     /// Bytes that an arena for these buffers takes.
     fn arena_bytes(&self, need: &Need) -> u64;
     /// Room for exactly these buffers. `what` names them in an error.
@@ -304,14 +305,14 @@ pub trait Backend: facts::Facts + Clone + Send + Sync + Sized + 'static {
         capacity: usize,
         heads: &Heads,
     ) -> Result<Self::Cache, BackendError>;
-    /// Runs the ops of one decoding step over `batch`. A backend may record them the first time and replay the record, so with one
-    /// `recording` they are always the same ops on the same buffers; only the batch differs.
+    /// Runs the ops of one pass over `batch`. A backend may record them and replay the record for another batch, so with one `recording` they
+    /// are always the same ops on the same buffers; only the batch differs.
     fn step(
         &self,
         recording: &mut Self::Recording,
         batch: &Self::Batch,
-        cache: &mut Self::Cache,
-        ops: impl FnOnce(&mut Self::Cache),
+        cache: Option<&mut Self::Cache>,
+        ops: impl FnOnce(Option<&mut Self::Cache>),
     );
     /// Forgets slots: sequence `keep[i]` moves to slot `i`. `keep` is ascending.
     fn cache_compact(&self, cache: &mut Self::Cache, keep: &[usize]);
@@ -439,9 +440,9 @@ pub trait Backend: facts::Facts + Clone + Send + Sync + Sized + 'static {
     /// `dx += dy`, both `[rows, hidden]`.
     fn add(&self, rows: usize, hidden: usize, dy: &Self::Act, dx: &mut Self::Act);
 
-    /// Cross-entropy at the batch's targets: `losses[at..at + targets] =` one loss a target (natural log). With `backward`, its dx
-    /// `[tokens, hidden]` `=` `grad_scale` times the gradient of the sum of the losses (0 at rows without a target), and a trained head's
-    /// gradient `+=`.
+    /// Cross-entropy at the batch's targets: `losses[first_target..][..targets] =` one loss a target (natural log). With `backward`, its dx
+    /// `[rows, hidden]` `=` `loss_scale` times the gradient of the sum of the losses (0 at rows without a target), and a trained head's
+    /// gradient `+=`. Place and factor are those of the batch's [`Pass`].
     fn head_loss(
         &self,
         head: &Weight<Self>,
@@ -451,7 +452,6 @@ pub trait Backend: facts::Facts + Clone + Send + Sync + Sized + 'static {
         vocab: usize,
         x: &Self::Act,
         losses: &mut Self::Float,
-        at: usize,
         backward: Option<HeadBackward<Self>>,
     );
     /// Logits at the batch's targets: rows `at_row..at_row + targets` of logits `[rows, vocab]` `=`.
@@ -495,9 +495,7 @@ pub trait Backend: facts::Facts + Clone + Send + Sync + Sized + 'static {
 
 /// What [`Backend::head_loss`] needs to go backward.
 pub struct HeadBackward<'a, B: Backend> {
-    /// Factor of every loss, 1 / (targets of the optimizer step).
-    pub grad_scale: f32,
-    /// Gradient of the normed hidden state, `[tokens, hidden]`.
+    /// Gradient of the normed hidden state, `[rows, hidden]`.
     pub dx: &'a mut B::Act,
     /// Gradients of the trained values.
     pub grads: &'a mut B::Float,

@@ -7,8 +7,8 @@ pub use super::GenerateError;
 use super::passes;
 use crate::backend::{Backend, BackendError, Packed, SampleRow, Sampling, Stream, Target};
 use crate::model::decoder::Decoder;
-use crate::model::pass::Workspace;
 use crate::model::trained::Trained;
+use crate::model::workspace::Largest;
 use medft_dsl::plan::Decode;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -94,8 +94,18 @@ impl<B: Backend> Generator<'_, B> {
         let room = longest + max_new;
         let mut cache = backend.cache(config.layers, requests.len(), room, &config.heads)?;
         let mut logits = backend.floats("a batch's logits", requests.len() * config.vocab)?;
-        self.read_prompts(requests, passes, largest, &mut cache, &mut logits)?;
-        let mut ws = Workspace::new(backend, config, self.trained, requests.len(), false)?;
+        let largest = Largest {
+            tokens: largest.max(requests.len()),
+            targets: requests.len(),
+            training: false,
+            cached: Some((requests.len(), room)),
+        };
+        self.read_prompts(requests, passes, &largest, &mut cache, &mut logits)?;
+        let largest = Largest {
+            tokens: requests.len(),
+            ..largest
+        };
+        let mut ws = self.decoder.workspace(self.trained, &largest)?;
         let live = |(index, r): (usize, &Request)| Live {
             index,
             row: r.row,
@@ -131,12 +141,10 @@ impl<B: Backend> Generator<'_, B> {
                 let at = batch.push(&row.ids[past..], past, slot);
                 batch.targets.push(Target { row: at, id: 0 });
             }
-            let n = batch.tokens();
             let batch = backend.upload(batch)?;
-            backend.step(&mut recording, &batch, &mut cache, |cache| {
-                let (trained, cache) = (self.trained, Some(cache));
+            backend.step(&mut recording, &batch, Some(&mut cache), |cache| {
                 self.decoder
-                    .logits(trained, &batch, n, cache, &mut logits, 0, &mut ws);
+                    .logits(self.trained, &batch, cache, &mut logits, 0, &mut ws);
             });
         }
     }
@@ -146,12 +154,12 @@ impl<B: Backend> Generator<'_, B> {
         &self,
         requests: &[Request],
         passes: Vec<Range<usize>>,
-        largest: usize,
+        largest: &Largest,
         cache: &mut B::Cache,
         logits: &mut B::Float,
     ) -> Result<(), BackendError> {
-        let (backend, config) = (&self.decoder.backend, &self.decoder.config);
-        let mut ws = Workspace::new(backend, config, self.trained, largest, false)?;
+        let backend = &self.decoder.backend;
+        let mut ws = self.decoder.workspace(self.trained, largest)?;
         for pass in passes {
             let (mut batch, at_row) = (Packed::default(), pass.start);
             for slot in pass {
@@ -159,11 +167,10 @@ impl<B: Backend> Generator<'_, B> {
                 let row = batch.tokens() - 1;
                 batch.targets.push(Target { row, id: 0 });
             }
-            let n = batch.tokens();
             let batch = backend.upload(batch)?;
             let (trained, cache) = (self.trained, Some(&mut *cache));
             self.decoder
-                .logits(trained, &batch, n, cache, logits, at_row, &mut ws);
+                .logits(trained, &batch, cache, logits, at_row, &mut ws);
         }
         Ok(())
     }

@@ -3,10 +3,10 @@
 //! Holds scoring in packed passes. It refuses to choose tokens. Invariant: a sequence's numbers do not depend on the others.
 
 use super::{GenerateError, passes};
-use crate::backend::{Backend, Packed, Slot, Target};
+use crate::backend::{Backend, Packed, Pass, ROWS, Slot, Target};
 use crate::model::decoder::Decoder;
-use crate::model::pass::Workspace;
 use crate::model::trained::Trained;
+use crate::model::workspace::Largest;
 use serde::Serialize;
 
 /// One scored sequence.
@@ -33,12 +33,27 @@ pub fn score<B: Backend>(
 ) -> Result<Vec<Score>, GenerateError> {
     let (backend, config) = (&decoder.backend, &decoder.config);
     let (passes, largest) = passes(sequences.iter().map(Vec::as_slice), config.vocab)?;
-    let mut ws = Workspace::new(backend, config, trained, largest, false)?;
+    let tokens = largest.next_multiple_of(ROWS);
+    let mut ws = decoder.workspace(
+        trained,
+        &Largest {
+            tokens,
+            targets: tokens,
+            training: false,
+            cached: None,
+        },
+    )?;
     let targets = sequences.iter().map(|ids| ids.len() - 1).sum();
     let mut losses = backend.floats("the losses of all sequences", targets)?;
-    let mut at = 0;
+    let mut first_target = 0;
     for pass in passes {
-        let mut batch = Packed::default();
+        let mut batch = Packed {
+            pass: Some(Pass {
+                first_target,
+                ..Pass::default()
+            }),
+            ..Packed::default()
+        };
         for (slot, ids) in sequences[pass].iter().enumerate() {
             let start = batch.push(ids, 0, slot);
             let next = ids.iter().enumerate().skip(1);
@@ -47,10 +62,9 @@ pub fn score<B: Backend>(
                 id: *id,
             }));
         }
-        let (n, own) = (batch.tokens(), batch.targets.len());
+        first_target += batch.targets.len();
         let batch = backend.upload(batch)?;
-        decoder.losses(trained, &batch, n, &mut losses, at, &mut ws);
-        at += own;
+        decoder.losses(trained, &batch, &mut losses, &mut ws);
     }
     let slot = Slot {
         offset: 0,

@@ -81,13 +81,6 @@ impl Kernels {
             Some((Kind::Exact, m, n)) => (m, n) == (major, minor),
             _ => false,
         };
-        // Hopper's own kernels are compiled for sm_90a alone.
-        if hopper && !self.architectures.iter().any(|a| a == "sm_90a") {
-            return Err(format!(
-                "this build has kernels for {} and none for sm_90a: set MEDFT_PORTABLE=1, or build with `MEDFT_CUDA_ARCHS=sm_90a`",
-                self.architectures.join(", ")
-            ));
-        }
         let words = match (hopper, std::env::var_os("MEDFT_PORTABLE").is_some()) {
             (true, _) => "Hopper (TMA and wgmma)",
             (false, true) if (major, minor) == (9, 0) => {
@@ -280,18 +273,16 @@ mod tests {
 
     #[test]
     fn what_cannot_run_is_a_sentence_with_a_way_out() {
-        let refusal = |architectures: &[&str], capability, driver, hopper| {
-            let refused = build(architectures).for_gpu(capability, driver, hopper);
+        let refusal = |architectures: &[&str], capability, driver| {
+            let refused = build(architectures).for_gpu(capability, driver, false);
             refused.unwrap_err()
         };
-        let old = refusal(&["sm_80"], (7, 5), (13, 0), false);
+        let old = refusal(&["sm_80"], (7, 5), (13, 0));
         assert!(old.contains("7.5 is too old") && old.contains("--device cpu"));
-        let driver = refusal(&["sm_80"], (8, 0), (12, 4), false);
+        let driver = refusal(&["sm_80"], (8, 0), (12, 4));
         assert!(driver.contains("CUDA 12.4") && driver.contains("driver 580 or newer"));
-        let narrow = refusal(&["sm_90a"], (8, 0), (13, 0), false);
+        let narrow = refusal(&["sm_90a"], (8, 0), (13, 0));
         assert!(narrow.contains("MEDFT_CUDA_ARCHS=sm_80"));
-        let hopper = refusal(&["sm_80", "compute_80"], (9, 0), (13, 0), true);
-        assert!(hopper.contains("MEDFT_PORTABLE=1"));
     }
 
     fn gpu() -> Gpu {

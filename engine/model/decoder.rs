@@ -5,8 +5,7 @@
 
 use super::checkpoint::{Checkpoint, CheckpointError, Tensor};
 use super::config::{Config, ConfigError};
-use super::trained::{DropoutStep, Trained, Tuning, linear_bias, linear_path, linear_shape};
-use crate::backend::facts::GroupShape;
+use super::trained::{Trained, Tuning, linear_bias, linear_path, linear_shape};
 use crate::backend::{Backend, BackendError, Group, GroupWeight, Linear, Slot, Vector, Weight};
 use medft_dsl::plan::{self, Precision};
 use std::path::Path;
@@ -82,24 +81,6 @@ impl Stack {
             Stack::Down => &[DownProj],
         }
     }
-}
-
-/// The groups of linear layers that share an input, of one layer, with the ranks of their adapters.
-pub fn group_shapes(config: &Config, tuning: Option<&Tuning>) -> Vec<GroupShape> {
-    let rank = |linear: &plan::Linear| match tuning {
-        Some(Tuning::Lora(lora)) if lora.targets.contains(linear) => lora.rank,
-        _ => 0,
-    };
-    let group = |stack: Stack| GroupShape {
-        inputs: linear_shape(config, stack.linears()[0]).1,
-        outputs: stack
-            .linears()
-            .iter()
-            .map(|l| linear_shape(config, *l).0)
-            .collect(),
-        ranks: stack.linears().iter().map(rank).collect(),
-    };
-    Stack::ALL.map(group).to_vec()
 }
 
 impl<B: Backend> Decoder<B> {
@@ -243,7 +224,7 @@ impl<B: Backend> Decoder<B> {
         layer: usize,
         stack: Stack,
         trained: Option<&Trained<B>>,
-        dropout: Option<DropoutStep>,
+        dropout: f32,
     ) -> Group<'a, B> {
         let (own, linears) = (&self.layers[layer], stack.linears());
         let mut above = 0;

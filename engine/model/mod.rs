@@ -8,3 +8,4 @@ pub mod nf4;
 pub mod pass;
 pub mod philox;
 pub mod trained;
+pub mod workspace;

@@ -1,207 +1,13 @@
-//! The forward and backward passes of a decoder over a packed batch, and the buffers that they need.
+//! The forward and backward passes of a decoder over a packed batch.
 //!
 //! Holds the order of the ops, nothing of how they work. Kept for the backward pass: each layer's two residual inputs, rstd, q/k/v after RoPE,
 //! attention's output and log-sum-exp, gate and up, and the adapters' low-rank products. Both norms' outputs and SwiGLU's product are computed again.
-//! Invariant: a workspace belongs to one shape of adapter and holds batches of up to its capacity.
+//! A pass has as many rows as its backend says; what they are beyond the batch's tokens changes nothing.
 
-use super::config::Config;
 use super::decoder::{Decoder, Stack};
-use super::trained::{DropoutStep, Trained, Tuning};
-use crate::backend::{Backend, BackendError, Epilogue, HeadBackward, Need};
-
-/// Buffers of a pass, made once and used for every batch.
-pub struct Workspace<B: Backend> {
-    capacity: usize,
-    buffers: Buffers<B::Act, B::Float>,
-}
-
-/// Of activations `A` and f32 buffers `F`.
-struct Buffers<A, F> {
-    /// Residual stream before each layer and behind the last; two in turn where nothing is kept.
-    x: Vec<A>,
-    layers: Vec<Saved<A, F>>,
-    normed: A,
-    h: A,
-    rstd: F,
-    nothing: F,
-    gradients: Option<Gradients<A>>,
-}
-
-/// What a layer keeps for its backward pass.
-struct Saved<A, F> {
-    rstd_attention: F,
-    qkv: A,
-    out: A,
-    lse: F,
-    mid: A,
-    rstd_mlp: F,
-    gate_up: A,
-    /// Low-rank products, in the order of [`Stack::ALL`].
-    low: [A; 4],
-}
-
-struct Gradients<A> {
-    x: A,
-    normed: A,
-    qkv: A,
-    out: A,
-    gate_up: A,
-    h: A,
-}
-
-/// Where buffers come from. One constructor asks either of the two, so the count is always right.
-trait Room {
-    type Act;
-    type Float;
-    fn act(&mut self, len: usize) -> Self::Act;
-    fn float(&mut self, len: usize) -> Self::Float;
-}
-
-/// Counts.
-impl Room for Need {
-    type Act = ();
-    type Float = ();
-
-    fn act(&mut self, len: usize) {
-        self.acts.push(len);
-    }
-
-    fn float(&mut self, len: usize) {
-        self.floats.push(len);
-    }
-}
-
-/// Makes buffers.
-struct Arena<'a, B: Backend> {
-    backend: &'a B,
-    arena: B::Arena,
-}
-
-impl<B: Backend> Room for Arena<'_, B> {
-    type Act = B::Act;
-    type Float = B::Float;
-
-    fn act(&mut self, len: usize) -> B::Act {
-        self.backend.act(&mut self.arena, len)
-    }
-
-    fn float(&mut self, len: usize) -> B::Float {
-        self.backend.float(&mut self.arena, len)
-    }
-}
-
-/// What decides the size of a workspace.
-struct Shape<'a> {
-    config: &'a Config,
-    /// Columns of the low-rank products, in the order of [`Stack::ALL`].
-    low: [usize; 4],
-    capacity: usize,
-    training: bool,
-}
-
-impl<'a> Shape<'a> {
-    fn new<B: Backend>(
-        backend: &B,
-        config: &'a Config,
-        tuning: Option<&Tuning>,
-        capacity: usize,
-        training: bool,
-    ) -> Self {
-        let low = Stack::ALL.map(|stack| match tuning {
-            Some(Tuning::Lora(lora)) => {
-                let adapted = |linear: &&_| lora.targets.contains(linear);
-                stack.linears().iter().filter(adapted).count() * backend.low_columns(lora.rank)
-            }
-            _ => 0,
-        });
-        Shape {
-            config,
-            low,
-            capacity,
-            training,
-        }
-    }
-
-    fn buffers<R: Room>(&self, room: &mut R) -> Buffers<R::Act, R::Float> {
-        let (n, heads) = (self.capacity, &self.config.heads);
-        let (hidden, inner) = (n * self.config.hidden, n * self.config.inner);
-        let (qkv, out) = (n * heads.qkv(), n * heads.queries * heads.dim);
-        let saved = |room: &mut R| Saved {
-            rstd_attention: room.float(n),
-            qkv: room.act(qkv),
-            out: room.act(out),
-            lse: room.float(n * heads.queries),
-            mid: room.act(hidden),
-            rstd_mlp: room.float(n),
-            gate_up: room.act(2 * inner),
-            low: self.low.map(|columns| room.act(n * columns)),
-        };
-        let layers = if self.training { self.config.layers } else { 1 };
-        Buffers {
-            x: (0..layers + 1).map(|_| room.act(hidden)).collect(),
-            layers: (0..layers).map(|_| saved(room)).collect(),
-            normed: room.act(hidden),
-            h: room.act(inner),
-            rstd: room.float(n),
-            nothing: room.float(0),
-            gradients: self.training.then(|| Gradients {
-                x: room.act(hidden),
-                normed: room.act(hidden),
-                qkv: room.act(qkv),
-                out: room.act(out),
-                gate_up: room.act(2 * inner),
-                h: room.act(inner),
-            }),
-        }
-    }
-
-    fn need(&self) -> Need {
-        let mut need = Need::default();
-        self.buffers(&mut need);
-        need
-    }
-}
-
-impl<B: Backend> Workspace<B> {
-    /// Buffers for batches of up to `capacity` tokens, in one allocation; `training` keeps what the backward pass needs.
-    ///
-    /// # Errors
-    /// Too little memory.
-    pub fn new(
-        backend: &B,
-        config: &Config,
-        trained: Option<&Trained<B>>,
-        capacity: usize,
-        training: bool,
-    ) -> Result<Self, BackendError> {
-        let tuning = trained.map(Trained::tuning);
-        let shape = Shape::new(backend, config, tuning, capacity, training);
-        let what = if training {
-            "a training pass"
-        } else {
-            "a pass"
-        };
-        let arena = backend.arena(what, &shape.need())?;
-        let buffers = shape.buffers(&mut Arena { backend, arena });
-        Ok(Workspace { capacity, buffers })
-    }
-
-    /// The buffers that [`Workspace::new`] would make.
-    pub fn need(
-        backend: &B,
-        config: &Config,
-        tuning: Option<&Tuning>,
-        capacity: usize,
-        training: bool,
-    ) -> Need {
-        Shape::new(backend, config, tuning, capacity, training).need()
-    }
-
-    /// Most tokens of a batch.
-    pub fn capacity(&self) -> usize {
-        self.capacity
-    }
-}
+use super::trained::{Trained, Tuning};
+use super::workspace::{Buffers, Workspace};
+use crate::backend::{Backend, Epilogue, HeadBackward};
 
 /// The layer's input and the next one's, of which the first is read and the second written.
 fn residual_pair<A>(x: &mut [A], layer: usize) -> (&A, &mut A) {
@@ -219,18 +25,18 @@ impl<B: Backend> Decoder<B> {
     fn run(
         &self,
         trained: Option<&Trained<B>>,
-        dropout: Option<DropoutStep>,
+        dropout: f32,
         batch: &B::Batch,
-        tokens: usize,
         mut cache: Option<&mut B::Cache>,
         ws: &mut Workspace<B>,
     ) {
-        assert!(
-            tokens <= ws.capacity,
-            "batch of {tokens} tokens in a workspace for {}",
-            ws.capacity
-        );
         let (b, c) = (&self.backend, &self.config);
+        let tokens = b.rows(batch);
+        assert!(
+            tokens <= ws.capacity(),
+            "batch of {tokens} rows in a workspace for {}",
+            ws.capacity()
+        );
         let Buffers {
             x,
             layers,
@@ -333,17 +139,15 @@ impl<B: Backend> Decoder<B> {
         );
     }
 
-    /// Cross-entropy of each of the batch's targets, natural log: `losses[at..at + targets] =`.
+    /// Cross-entropy of each of the batch's targets, natural log: `losses[first_target..][..targets] =`.
     pub fn losses(
         &self,
         trained: Option<&Trained<B>>,
         batch: &B::Batch,
-        tokens: usize,
         losses: &mut B::Float,
-        at: usize,
         ws: &mut Workspace<B>,
     ) {
-        self.run(trained, None, batch, tokens, None, ws);
+        self.run(trained, 0.0, batch, None, ws);
         let (b, c, buffers) = (&self.backend, &self.config, &ws.buffers);
         b.head_loss(
             &self.head(trained),
@@ -353,7 +157,6 @@ impl<B: Backend> Decoder<B> {
             c.vocab,
             &buffers.normed,
             losses,
-            at,
             None,
         );
     }
@@ -364,13 +167,12 @@ impl<B: Backend> Decoder<B> {
         &self,
         trained: Option<&Trained<B>>,
         batch: &B::Batch,
-        tokens: usize,
         cache: Option<&mut B::Cache>,
         logits: &mut B::Float,
         at_row: usize,
         ws: &mut Workspace<B>,
     ) {
-        self.run(trained, None, batch, tokens, cache, ws);
+        self.run(trained, 0.0, batch, cache, ws);
         let (b, c, buffers) = (&self.backend, &self.config, &ws.buffers);
         b.head_logits(
             &self.head(trained),
@@ -384,26 +186,46 @@ impl<B: Backend> Decoder<B> {
         );
     }
 
-    /// One forward and backward pass: `losses[at..at + targets] =` the targets' losses, `grads +=` `grad_scale` times the gradient of
-    /// their sum.
+    /// One forward and backward pass: `losses[first_target..][..targets] =` the targets' losses, `grads +=` `loss_scale` times the gradient of
+    /// their sum. `dropout` is the probability of dropping an adapter's input.
     ///
     /// # Panics
     /// If the workspace was not made for training.
     pub fn train_pass(
         &self,
+        recording: &mut B::Recording,
         trained: &Trained<B>,
         grads: &mut B::Float,
-        dropout: Option<DropoutStep>,
+        dropout: f32,
         batch: &B::Batch,
-        tokens: usize,
-        grad_scale: f32,
         losses: &mut B::Float,
-        at: usize,
         ws: &mut Workspace<B>,
     ) {
-        self.run(Some(trained), dropout, batch, tokens, None, ws);
+        self.backend.step(recording, batch, None, |_| {
+            self.train_ops(trained, grads, dropout, batch, losses, ws)
+        });
+        let gradients = &ws.buffers.gradients;
+        // It goes by the runs of equal tokens, whose number differs from batch to batch, so no record holds it.
+        if let (Some(table), Some(g)) = (trained.full("model.embed_tokens.weight"), gradients) {
+            let hidden = self.config.hidden;
+            self.backend
+                .embed_backward(table, grads, batch, hidden, &g.x);
+        }
+    }
+
+    /// All of it but the embedding's gradient.
+    fn train_ops(
+        &self,
+        trained: &Trained<B>,
+        grads: &mut B::Float,
+        dropout: f32,
+        batch: &B::Batch,
+        losses: &mut B::Float,
+        ws: &mut Workspace<B>,
+    ) {
+        self.run(Some(trained), dropout, batch, None, ws);
         let (b, c, values, all) = (&self.backend, &self.config, &trained.values, Some(trained));
-        let full = *trained.tuning() == Tuning::Full;
+        let (full, tokens) = (*trained.tuning() == Tuning::Full, b.rows(batch));
         let Buffers {
             x,
             layers,
@@ -417,7 +239,6 @@ impl<B: Backend> Decoder<B> {
             panic!("train_pass needs a workspace made for training")
         };
         let back = HeadBackward {
-            grad_scale,
             dx: &mut g.normed,
             grads,
         };
@@ -429,7 +250,6 @@ impl<B: Backend> Decoder<B> {
             c.vocab,
             normed,
             losses,
-            at,
             Some(back),
         );
         b.clear(tokens, c.hidden, &mut g.x);
@@ -538,9 +358,6 @@ impl<B: Backend> Decoder<B> {
                     &mut g.x,
                 );
             }
-        }
-        if let Some(table) = trained.full("model.embed_tokens.weight") {
-            b.embed_backward(table, grads, batch, c.hidden, &g.x);
         }
     }
 }

@@ -55,17 +55,6 @@ pub enum Tuning {
     Full,
 }
 
-/// Dropout of a training step; there is none outside training.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct DropoutStep {
-    /// Probability of dropping.
-    pub p: f32,
-    /// Seed of the run.
-    pub seed: u64,
-    /// Optimizer step.
-    pub step: u64,
-}
-
 /// Trained values and where each tensor's stand.
 pub struct Trained<B: Backend> {
     tuning: Tuning,
@@ -183,13 +172,8 @@ impl<B: Backend> Trained<B> {
         self.len == 0
     }
 
-    /// The adapter of one linear layer, if it has one.
-    pub fn lora(
-        &self,
-        layer: usize,
-        linear: Linear,
-        dropout: Option<DropoutStep>,
-    ) -> Option<LoraSlots> {
+    /// The adapter of one linear layer, if it has one; its input is dropped with probability `dropout`.
+    pub fn lora(&self, layer: usize, linear: Linear, dropout: f32) -> Option<LoraSlots> {
         let Tuning::Lora(shape) = &self.tuning else {
             return None;
         };
@@ -199,14 +183,9 @@ impl<B: Backend> Trained<B> {
             self.parameters.get(at)?.slot,
             self.parameters.get(at + 1)?.slot,
         );
-        let dropout = dropout.filter(|d| d.p > 0.0).map(|d| {
-            let stream = (layer * Linear::ALL.len() + linear as usize) as u32;
-            Dropout {
-                p: d.p,
-                seed: d.seed,
-                step: d.step,
-                stream,
-            }
+        let dropout = (dropout > 0.0).then_some(Dropout {
+            p: dropout,
+            stream: (layer * Linear::ALL.len() + linear as usize) as u32,
         });
         Some(LoraSlots {
             a,

@@ -55,6 +55,13 @@ pub struct Example {
     pub cut: usize,
 }
 
+impl Example {
+    /// Positions of the tokens that are learnt, each from the one before it.
+    pub fn targets(&self) -> std::ops::Range<usize> {
+        self.target_start.max(1)..self.ids.len()
+    }
+}
+
 /// What `max_tokens` did to a set of rows.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Cuts {

@@ -4,11 +4,11 @@
 //! memory that was free then stands in every checkpoint.
 
 use super::snapshot::State;
-use crate::backend::Backend;
 use crate::backend::facts::Passes;
-use crate::model::decoder::{Decoder, group_shapes};
-use crate::model::pass::Workspace;
+use crate::backend::{Backend, ROWS};
+use crate::model::decoder::Decoder;
 use crate::model::trained::{Trained, Tuning};
+use crate::model::workspace::{Workspace, groups};
 use crate::text::example::Example;
 use medft_dsl::plan::Train;
 use serde::{Deserialize, Serialize};
@@ -75,9 +75,10 @@ fn tokens(rows: &[Example], count: u64) -> usize {
 /// Bytes that steps take beside weights, trained values and moments, which are there already.
 fn need<B: Backend>(decoder: &Decoder<B>, trained: &Trained<B>, tokens: usize) -> u64 {
     let (config, backend, tuning) = (&decoder.config, &decoder.backend, trained.tuning());
+    let tokens = tokens.next_multiple_of(ROWS);
     let buffers = Workspace::need(backend, config, Some(tuning), tokens, true);
     let passes = Passes {
-        groups: &group_shapes(config, Some(tuning)),
+        groups: &groups(config, Some(tuning)),
         heads: &config.heads,
         hidden: config.hidden,
         vocab: config.vocab,

@@ -4,7 +4,7 @@
 //! Invariant: everything that the next step depends on is in [`State`], so a resumed run has the bits of an uninterrupted one.
 
 use super::TrainError;
-use super::batch::Order;
+use super::batch::{Extent, Order};
 use super::division::Division;
 use super::metrics::{Metric, Metrics};
 use super::schedule::learning_rate;
@@ -146,6 +146,14 @@ impl<B: Backend> Session<'_, B> {
         let division = Division::of(self.decoder, &state, s, [self.train, self.val]);
         state.progress.division = Some(division);
         let mut stepper = Stepper::new(self.decoder, s, division, trained_values)?;
+        let mut order_of = order.steps();
+        let mut rows_of = |step| -> Vec<&Example> {
+            let rows = order_of.rows(step).iter();
+            rows.map(|row| &self.train[*row]).collect()
+        };
+        let extents = (state.progress.step..steps).map(|step| Extent::of(&rows_of(step), division));
+        let validation = stepper.validation_extent(self.val);
+        stepper.reserve(&state.trained, extents.fold(validation, Extent::max))?;
         observe(Event::Started {
             steps,
             done: state.progress.step,
@@ -155,11 +163,7 @@ impl<B: Backend> Session<'_, B> {
         let (began, before) = (Instant::now(), state.progress.clone());
         let mut ending = self.ending(&state.progress, steps);
         while ending.is_none() {
-            let rows: Vec<&Example> = order
-                .step(state.progress.step)
-                .into_iter()
-                .map(|row| &self.train[row])
-                .collect();
+            let rows = rows_of(state.progress.step);
             let lr = learning_rate(&s.schedule, s.optimizer.lr, state.progress.step, steps);
             let Stepped {
                 loss,

@@ -5,18 +5,15 @@
 //! step or validation and the last, nothing is allocated and nothing waits for the device.
 
 use super::TrainError;
-use super::batch::passes;
+use super::batch::{Extent, passes};
 use super::division::Division;
 use super::snapshot::State;
-use crate::backend::{AdamWStep, Backend, BackendError, Packed, Slot};
+use crate::backend::{AdamWStep, Backend, BackendError, Pass, ROWS, Slot};
 use crate::model::decoder::Decoder;
-use crate::model::pass::Workspace;
-use crate::model::trained::{DropoutStep, Trained};
+use crate::model::trained::Trained;
+use crate::model::workspace::{Largest, Workspace};
 use crate::text::example::Example;
 use medft_dsl::plan::{Adapter, Train};
-
-/// Workspaces grow by whole multiples of so many tokens.
-pub const GROWTH: usize = 64;
 
 /// What an error calls the buffer of losses.
 const LOSSES: &str = "the losses of a step";
@@ -38,9 +35,16 @@ pub struct Stepper<'a, B: Backend> {
     division: Division,
     grads: B::Float,
     norm: B::Float,
-    workspace: Option<Workspace<B>>,
-    /// Room for so many losses.
-    losses: (B::Float, usize),
+    room: Option<Room<B>>,
+}
+
+/// The buffers of steps and validations of some extent, and the records of passes over them.
+struct Room<B: Backend> {
+    extent: Extent,
+    workspace: Workspace<B>,
+    losses: B::Float,
+    training: B::Recording,
+    validation: B::Recording,
 }
 
 /// Dropout on the input of the adapters; 0 where the whole model is trained.
@@ -68,9 +72,16 @@ impl<'a, B: Backend> Stepper<'a, B> {
             division,
             grads: decoder.backend.floats("the gradient", trained_values)?,
             norm: decoder.backend.floats("the gradient's norm", 1)?,
-            workspace: None,
-            losses: (decoder.backend.floats(LOSSES, 0)?, 0),
+            room: None,
         })
+    }
+
+    /// Makes room for steps and validations of at most this extent, so that none of them has to.
+    ///
+    /// # Errors
+    /// Too little memory.
+    pub fn reserve(&mut self, trained: &Trained<B>, extent: Extent) -> Result<(), BackendError> {
+        room(&mut self.room, self.decoder, trained, extent).map(|_| ())
     }
 
     /// One optimizer step over these rows. `state.progress` is left to the caller.
@@ -85,31 +96,21 @@ impl<'a, B: Backend> Stepper<'a, B> {
     ) -> Result<Stepped, TrainError> {
         let (settings, decoder) = (self.settings, self.decoder);
         let backend = &decoder.backend;
-        let passes = passes(rows, self.division);
-        let tokens: usize = passes.iter().map(Packed::tokens).sum();
-        let ws = workspace(&mut self.workspace, decoder, &state.trained, &passes)?;
-        let (losses, targets) = losses(&mut self.losses, backend, &passes)?;
-        let dropout = DropoutStep {
-            p: dropout(settings) as f32,
-            seed: settings.seed,
-            step: state.progress.step,
-        };
+        let extent = Extent::of(rows, self.division);
+        let room = room(&mut self.room, decoder, &state.trained, extent)?;
         backend.zero(&mut self.grads);
-        let mut at = 0;
-        for pass in passes {
-            let (n, own) = (pass.tokens(), pass.targets.len());
+        let mut tokens = 0;
+        for pass in passes(rows, self.division, settings.seed, state.progress.step) {
+            tokens += pass.tokens() as u64;
             decoder.train_pass(
+                &mut room.training,
                 &state.trained,
                 &mut self.grads,
-                Some(dropout),
+                dropout(settings) as f32,
                 &backend.upload(pass)?,
-                n,
-                1.0 / targets.max(1) as f32,
-                losses,
-                at,
-                ws,
+                &mut room.losses,
+                &mut room.workspace,
             );
-            at += own;
         }
         let step = state.progress.step + 1;
         let optimizer = &settings.optimizer;
@@ -131,12 +132,12 @@ impl<'a, B: Backend> Stepper<'a, B> {
             &mut state.first,
             &mut state.second,
         );
-        let loss = mean_loss(backend, losses, targets)?;
+        let loss = mean_loss(backend, &room.losses, extent.losses)?;
         let norm = backend.read(&self.norm, Slot { offset: 0, len: 1 })?;
         Ok(Stepped {
             loss: self.finite("loss", loss, step)?,
             grad_norm: self.finite("gradient norm", f64::from(norm[0]), step)?,
-            tokens: tokens as u64,
+            tokens,
         })
     }
 
@@ -145,28 +146,44 @@ impl<'a, B: Backend> Stepper<'a, B> {
     /// # Errors
     /// [`TrainError::Diverged`], and whatever the device says.
     pub fn validate(&mut self, state: &State<B>, rows: &[Example]) -> Result<f64, TrainError> {
-        let decoder = self.decoder;
-        let passes: Vec<Packed> = rows
-            .chunks(self.settings.eval_batch as usize)
-            .flat_map(|rows| passes(&rows.iter().collect::<Vec<_>>(), self.division))
-            .collect();
-        let ws = workspace(&mut self.workspace, decoder, &state.trained, &passes)?;
-        let (losses, targets) = losses(&mut self.losses, &decoder.backend, &passes)?;
-        let mut at = 0;
-        for pass in passes {
-            let (n, own) = (pass.tokens(), pass.targets.len());
-            decoder.losses(
-                Some(&state.trained),
-                &decoder.backend.upload(pass)?,
-                n,
-                losses,
-                at,
-                ws,
-            );
-            at += own;
+        let (settings, decoder) = (self.settings, self.decoder);
+        let backend = &decoder.backend;
+        let extent = self.validation_extent(rows);
+        let room = room(&mut self.room, decoder, &state.trained, extent)?;
+        let mut first = 0;
+        for rows in rows.chunks(settings.eval_batch as usize) {
+            let rows: Vec<&Example> = rows.iter().collect();
+            for mut packed in passes(&rows, self.division, settings.seed, 0) {
+                let own = packed.targets.len();
+                packed.pass = packed.pass.map(|pass| Pass {
+                    first_target: first,
+                    ..pass
+                });
+                first += own;
+                let (batch, trained) = (backend.upload(packed)?, Some(&state.trained));
+                backend.step(&mut room.validation, &batch, None, |_| {
+                    decoder.losses(trained, &batch, &mut room.losses, &mut room.workspace)
+                });
+            }
         }
-        let loss = mean_loss(&decoder.backend, losses, targets)?;
+        let loss = mean_loss(backend, &room.losses, extent.losses)?;
         self.finite("validation loss", loss, state.progress.step)
+    }
+
+    /// The extent of a validation on these rows.
+    pub fn validation_extent(&self, rows: &[Example]) -> Extent {
+        let settings = self.settings;
+        let mut extent = Extent::default();
+        for rows in rows.chunks(settings.eval_batch as usize) {
+            let rows: Vec<&Example> = rows.iter().collect();
+            let own = Extent::of(&rows, self.division);
+            let losses = extent.losses + own.losses;
+            extent = Extent {
+                losses,
+                ..extent.max(own)
+            };
+        }
+        extent
     }
 
     fn finite(&self, what: &'static str, value: f64, step: u64) -> Result<f64, TrainError> {
@@ -196,40 +213,36 @@ fn mean_loss<B: Backend>(
     Ok(sum / targets.max(1) as f64)
 }
 
-/// A workspace for these passes, made anew only when a larger one is needed; the old one is freed first.
-fn workspace<'w, B: Backend>(
-    kept: &'w mut Option<Workspace<B>>,
+/// Room for steps of this extent, made anew only where there is less; what was there goes first.
+fn room<'r, B: Backend>(
+    kept: &'r mut Option<Room<B>>,
     decoder: &Decoder<B>,
     trained: &Trained<B>,
-    passes: &[Packed],
-) -> Result<&'w mut Workspace<B>, BackendError> {
-    let tokens = passes.iter().map(Packed::tokens).max().unwrap_or(0);
-    if kept.as_ref().is_some_and(|w| w.capacity() < tokens) {
+    extent: Extent,
+) -> Result<&'r mut Room<B>, BackendError> {
+    let before = kept.as_ref().map_or(Extent::default(), |room| room.extent);
+    let extent = extent.max(before);
+    if extent != before {
         *kept = None;
     }
-    let (backend, config) = (&decoder.backend, &decoder.config);
-    let capacity = tokens.next_multiple_of(GROWTH);
-    Ok(match kept {
-        Some(workspace) => workspace,
-        None => kept.insert(Workspace::new(
-            backend,
-            config,
-            Some(trained),
-            capacity,
-            true,
-        )?),
-    })
-}
-
-/// Room for the losses of these passes, and their number.
-fn losses<'l, B: Backend>(
-    kept: &'l mut (B::Float, usize),
-    backend: &B,
-    passes: &[Packed],
-) -> Result<(&'l mut B::Float, usize), BackendError> {
-    let targets = passes.iter().map(|p| p.targets.len()).sum();
-    if kept.1 < targets {
-        *kept = (backend.floats(LOSSES, targets)?, targets);
+    if let Some(room) = kept {
+        return Ok(room);
     }
-    Ok((&mut kept.0, targets))
+    let extent = Extent {
+        tokens: extent.tokens.next_multiple_of(ROWS),
+        ..extent
+    };
+    let largest = Largest {
+        tokens: extent.tokens,
+        targets: extent.targets,
+        training: true,
+        cached: None,
+    };
+    Ok(kept.insert(Room {
+        extent,
+        workspace: decoder.workspace(Some(trained), &largest)?,
+        losses: decoder.backend.floats(LOSSES, extent.losses)?,
+        training: B::Recording::default(),
+        validation: B::Recording::default(),
+    }))
 }

@@ -15,12 +15,13 @@ __device__ __forceinline__ Philox philox4x32(uint32_t c0, uint32_t c1, uint32_t 
     return {{c0, c1, c2, c3}};
 }
 
-// What names a dropout mask; in device memory, so that a graph can be replayed with another step.
+// What tells a pass of a step from the others; in device memory, so that a graph can be replayed for another one.
 struct StepState {
     uint64_t seed;         // of the run
     uint64_t step;         // optimizer step
     uint64_t first_token;  // index in the step of the batch's row 0
-    uint64_t reserved;
+    uint32_t first_target; // where the loss of the first target goes among those of the step
+    float loss_scale;      // factor of every loss before its gradient is taken
 };
 
 // Sixteen-bit uniforms of one row's 32 columns: word j, half h of the result is column 32 b + 8 j + 2 q + h, for q = lane % 4 of a

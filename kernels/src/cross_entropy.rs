@@ -3,6 +3,7 @@
 //! Any vocabulary and any stride; strides that are multiples of 4 elements are read 16 bytes at a time.
 
 use crate::launch::{Geometry, Gpu, Kernel, LaunchError, Launcher, Ptr};
+use crate::linear::StepState;
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
 
@@ -28,14 +29,18 @@ struct Params {
     losses: Ptr<f32>,
     lse: Ptr<f32>,
     d: Ptr<bf16>,
+    state: Ptr<StepState>,
     stride: u64,
     d_stride: u64,
     rows: u32,
     vocab: u32,
-    scale: f32,
     kept: u32,
+    pad: u32,
 }
-const _: () = assert!(size_of::<Params>() == 72);
+const _: () = assert!(size_of::<Params>() == 80);
+
+/// The target of a row that has none: no loss is written for it, and its gradient is 0.
+pub const NO_TARGET: u32 = u32::MAX;
 
 /// A chunk of logits and what is wanted at its rows.
 #[derive(Debug, Clone, Copy)]
@@ -48,15 +53,15 @@ pub struct Chunk {
     pub logits: Ptr<f32>,
     /// Elements from one row of logits to the next, at least `vocab`; columns beyond `vocab` are not looked at.
     pub stride: usize,
-    /// Wanted token of each row, below `vocab`.
+    /// Wanted token of each row, below `vocab`, or [`NO_TARGET`].
     pub targets: Ptr<u32>,
+    /// Factor of every loss in the gradient, and where the first row's loss goes.
+    pub state: Ptr<StepState>,
 }
 
 /// Where the gradient goes.
 #[derive(Debug, Clone, Copy)]
 pub struct Gradient {
-    /// Factor of every loss.
-    pub scale: f32,
     /// `[rows, stride]`, `=`; columns from `vocab` to `stride` become 0.
     pub d: Ptr<bf16>,
     /// Elements from one row of d to the next, at least `vocab`.
@@ -71,12 +76,13 @@ impl Chunk {
             losses,
             lse,
             d: gradient.map_or(Ptr::NULL, |g| g.d),
+            state: self.state,
             stride: self.stride as u64,
             d_stride: gradient.map_or(0, |g| g.stride as u64),
             rows: self.rows as u32,
             vocab: self.vocab as u32,
-            scale: gradient.map_or(0.0, |g| g.scale),
             kept: 0,
+            pad: 0,
         }
     }
 
@@ -104,7 +110,7 @@ fn blocks(count: usize, block: u32, shared: u32) -> Geometry {
     }
 }
 
-/// `losses[i] = lse[i] - logits[i, targets[i]]` and `lse[i] = ln sum exp logits[i]`, both `[rows]`.
+/// `losses[first_target + i] = lse[i] - logits[i, targets[i]]` and `lse[i] = ln sum exp logits[i]`, `[rows]`.
 ///
 /// # Errors
 /// The driver's refusal.
@@ -122,7 +128,7 @@ pub fn loss(
     l.launch(kernel(name), blocks(chunk.rows, LOSS_THREADS, 0), &params)
 }
 
-/// `d = scale (softmax - onehot)`, from the `lse` of [`loss`].
+/// `d = loss_scale (softmax - onehot)`, from the `lse` of [`loss`].
 ///
 /// # Errors
 /// The driver's refusal.
@@ -251,9 +257,9 @@ mod tests {
             logits: Ptr::NULL,
             stride,
             targets: Ptr::NULL,
+            state: Ptr::NULL,
         };
         let to = |stride| Gradient {
-            scale: 1.0,
             d: Ptr::NULL,
             stride,
         };

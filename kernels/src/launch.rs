@@ -85,7 +85,8 @@ pub struct Gpu {
     pub l2: u32,
     /// Memory, bytes.
     pub memory: u64,
-    /// Whether the Hopper kernels (TMA, wgmma) are used: capability 9.0, and not switched off by `MEDFT_PORTABLE=1`.
+    /// Whether the Hopper kernels (TMA, wgmma) are used: capability 9.0, a build that holds them, and not switched off by
+    /// `MEDFT_PORTABLE=1`.
     pub hopper: bool,
 }
 

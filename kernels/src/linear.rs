@@ -66,15 +66,16 @@ pub struct Dropout {
     pub threshold: u32,
     /// `1 / (1 - p)`.
     pub keep_scale: f32,
-    /// Seed, step and first token, in device memory.
+    /// Seed, step and first token.
     pub state: Ptr<StepState>,
     /// Philox stream of each member.
     pub streams: [u32; MEMBERS],
 }
 
-/// What names a dropout mask; laid out as in `prim/philox.cuh`.
+/// What tells a pass of a step from the others, in device memory, so that a graph can be replayed for another one. Laid out as in
+/// `prim/philox.cuh`.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[derive(Debug, Clone, Copy, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct StepState {
     /// Seed of the run.
     pub seed: u64,
@@ -82,8 +83,10 @@ pub struct StepState {
     pub step: u64,
     /// Index in the step of the batch's row 0.
     pub first_token: u64,
-    /// Zero.
-    pub reserved: u64,
+    /// Where the loss of the first target goes among those of the step.
+    pub first_target: u32,
+    /// Factor of every loss before its gradient is taken.
+    pub loss_scale: f32,
 }
 
 /// What happens to the product in f32, before its one rounding to bf16.

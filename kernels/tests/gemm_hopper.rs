@@ -280,7 +280,8 @@ fn h_twenty_runs_are_equal() {
             seed: 3,
             step: 4,
             first_token: 5,
-            reserved: 0,
+            first_target: 0,
+            loss_scale: 1.0,
         }])
         .unwrap();
     let mut different = Vec::new();

@@ -5,11 +5,11 @@
 
 use medft_engine::backend::cpu::Cpu;
 use medft_engine::backend::{
-    Backend, Dropout, Epilogue, Group, GroupWeight, Linear, LoraSlots, Packed, Slot,
+    Backend, Dropout, Epilogue, Group, GroupWeight, Linear, LoraSlots, Packed, Pass, Slot,
 };
 
-/// The factors `[rows, columns]` by which an adapter's input is multiplied, the first row being token `first_token` of the step.
-pub fn observed_mask(dropout: Dropout, first_token: u64, rows: usize, columns: usize) -> Vec<f32> {
+/// The factors `[rows, columns]` by which an adapter's input is multiplied, in a pass.
+pub fn observed_mask(dropout: Dropout, pass: Pass, rows: usize, columns: usize) -> Vec<f32> {
     // A = 1, B = 0, W = 0: `low` is dropout(x), and x is all ones.
     let mut values = vec![0.0; columns * columns + 2 * columns];
     for i in 0..columns {
@@ -34,7 +34,7 @@ pub fn observed_mask(dropout: Dropout, first_token: u64, rows: usize, columns: u
         }],
     };
     let mut batch = Packed {
-        first_token,
+        pass: Some(pass),
         ..Packed::default()
     };
     batch.push(&vec![0; rows], 0, 0);
@@ -51,23 +51,29 @@ pub fn observed_mask(dropout: Dropout, first_token: u64, rows: usize, columns: u
 const ROWS: usize = 1024;
 const COLUMNS: usize = 256;
 
-fn dropout(p: f32, seed: u64, step: u64, stream: u32) -> Dropout {
-    Dropout {
-        p,
-        seed,
-        step,
-        stream,
-    }
+fn mask(p: f32, [seed, step, first_token]: [u64; 3], stream: u32) -> Vec<f32> {
+    observed_mask(
+        Dropout { p, stream },
+        pass(seed, step, first_token),
+        ROWS,
+        COLUMNS,
+    )
 }
 
-fn mask(d: Dropout, first_token: u64) -> Vec<f32> {
-    observed_mask(d, first_token, ROWS, COLUMNS)
+/// The pass of a step, by what its masks follow.
+pub fn pass(seed: u64, step: u64, first_token: u64) -> Pass {
+    Pass {
+        seed,
+        step,
+        first_token,
+        ..Pass::default()
+    }
 }
 
 #[test]
 fn kept_values_are_scaled_and_their_share_is_one_minus_p() {
     for p in [0.05f32, 0.1, 0.5, 0.9] {
-        let mask = mask(dropout(p, 42, 3, 5), 0);
+        let mask = mask(p, [42, 3, 0], 5);
         let scale = 1.0 / (1.0 - p);
         assert!(mask.iter().all(|m| *m == 0.0 || *m == scale), "p = {p}");
         let n = mask.len() as f64;
@@ -97,7 +103,7 @@ fn assert_uncorrelated(what: &str, a: &[f32], b: &[f32], p: f64) {
 #[test]
 fn projections_steps_seeds_tokens_and_columns_are_uncorrelated() {
     let p = 0.4;
-    let base = mask(dropout(p, 42, 3, 5), 0);
+    let base = mask(p, [42, 3, 0], 5);
     for (what, seed, step, stream, first_token) in [
         ("next projection", 42, 3, 6, 0),
         ("other layer", 42, 3, 5 + 7, 0),
@@ -109,7 +115,7 @@ fn projections_steps_seeds_tokens_and_columns_are_uncorrelated() {
         ("other half of the step", 42, 3, 5, ROWS as u64),
         ("tokens beyond 32 bits", 42, 3, 5, 1 << 32),
     ] {
-        let other = mask(dropout(p, seed, step, stream), first_token);
+        let other = mask(p, [seed, step, first_token], stream);
         assert_uncorrelated(what, &base, &other, f64::from(p));
     }
     for shift in [1, 2, 4, 16] {
@@ -119,10 +125,10 @@ fn projections_steps_seeds_tokens_and_columns_are_uncorrelated() {
 
 #[test]
 fn a_mask_follows_its_token_whatever_pass_it_is_in() {
-    let d = dropout(0.2, 1, 2, 3);
-    let whole = observed_mask(d, 10, 64, 33);
+    let d = Dropout { p: 0.2, stream: 3 };
+    let whole = observed_mask(d, pass(1, 2, 10), 64, 33);
     for from in [1, 7, 63] {
-        let part = observed_mask(d, 10 + from as u64, 64 - from, 33);
+        let part = observed_mask(d, pass(1, 2, 10 + from as u64), 64 - from, 33);
         assert_eq!(whole[from * 33..], part[..], "from row {from}");
     }
 }

@@ -4,7 +4,7 @@ use crate::draw::{Draw, Flat, pack, poison};
 use crate::near::{Near, ONE, agree, agree_exactly_long, exact, same_bits, untouched};
 use crate::weights::{Form, Matrix, forms, frozen};
 use medft_engine::backend::cpu::Cpu;
-use medft_engine::backend::{Backend, HeadBackward, Packed, Slot, Target, Weight};
+use medft_engine::backend::{Backend, HeadBackward, Packed, Pass, Slot, Target, Weight};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
@@ -78,18 +78,26 @@ impl Case {
     }
 
     /// Losses, written behind [`BEFORE`] others.
-    fn loss(&self, backward: Option<HeadBackward<Cpu>>) -> Vec<f32> {
+    fn loss(&self, loss_scale: f32, backward: Option<HeadBackward<Cpu>>) -> Vec<f32> {
         let (head, values) = (self.head(), &self.values.values);
+        let pass = Pass {
+            first_target: BEFORE,
+            loss_scale,
+            ..Pass::default()
+        };
+        let batch = Packed {
+            pass: Some(pass),
+            ..self.batch.clone()
+        };
         let mut losses = poison(BEFORE + self.batch.targets.len());
         Cpu.head_loss(
             &head,
             values,
-            &self.batch,
+            &batch,
             self.hidden,
             self.vocab,
             &self.x,
             &mut losses,
-            BEFORE,
             backward,
         );
         between(&losses, BEFORE, self.batch.targets.len())
@@ -124,17 +132,17 @@ impl Case {
         logits
     }
 
-    fn check(&self, draw: &mut Draw, grad_scale: f32) -> Result<(), TestCaseError> {
+    fn check(&self, draw: &mut Draw, loss_scale: f32) -> Result<(), TestCaseError> {
         let (hidden, vocab, batch) = (self.hidden, self.vocab, &self.batch);
         let mut dx = poison(batch.tokens() * hidden);
         let before = self.values.redrawn(draw);
         let mut grads = before.clone();
-        let losses = self.loss(None);
-        let again = self.loss(Some(HeadBackward {
-            grad_scale,
+        let losses = self.loss(loss_scale, None);
+        let backward = HeadBackward {
             dx: &mut dx,
             grads: &mut grads.values,
-        }));
+        };
+        let again = self.loss(loss_scale, Some(backward));
         same_bits("losses with a backward pass", &again, &losses)?;
 
         let mut z = self.want_logits();
@@ -146,7 +154,7 @@ impl Case {
             z.iter_mut().for_each(|z| *z = (*z - Near::real(top)).exp());
             let sum = Near::dot(z.iter().map(|e| (*e, ONE)));
             want_losses.push(Near::real(top).rounded() + sum.ln() - wanted);
-            let scale = Near::exact(grad_scale);
+            let scale = Near::exact(loss_scale);
             z.iter_mut().for_each(|z| *z = *z * (scale / sum));
             let own = &mut z[target.id as usize];
             *own = *own - scale;

@@ -7,28 +7,27 @@ use crate::near::{Near, U, roundings, same_bits};
 use crate::tiny_model::{Model, adapters, batch, models};
 use medft_dsl::plan::{Decode, Linear};
 use medft_engine::backend::cpu::Cpu;
-use medft_engine::backend::{Backend, Packed, Target};
+use medft_engine::backend::{Backend, Packed, Pass, Target};
 use medft_engine::generate::engine::{Answer, Generator, Request};
 use medft_engine::model::decoder::Decoder;
-use medft_engine::model::pass::Workspace;
-use medft_engine::model::trained::{DropoutStep, Trained, Tuning};
+use medft_engine::model::trained::{Trained, Tuning};
+use medft_engine::model::workspace::Workspace;
 use std::collections::BTreeSet;
 
 /// Lengths around the blocks of attention and of products.
 const LENGTHS: [usize; 7] = [7, 64, 1, 65, 3, 130, 2];
 
-const DROPOUT: DropoutStep = DropoutStep {
-    p: 0.2,
-    seed: 42,
-    step: 3,
-};
+const DROPOUT: f32 = 0.2;
 
 /// The sequences `from..to` of a batch as a pass of their own.
 fn part(whole: &Packed, from: usize, to: usize) -> Packed {
     let (first, last) = (whole.sequences[from], whole.sequences[to - 1]);
     let rows = first.start..last.start + last.len;
     let mut part = Packed {
-        first_token: whole.first_token + first.start as u64,
+        pass: Some(Pass {
+            first_token: first.start as u64,
+            ..Pass::default()
+        }),
         ..Packed::default()
     };
     for s in &whole.sequences[from..to] {
@@ -59,7 +58,7 @@ fn passes(whole: &Packed, sequences: usize) -> Vec<Packed> {
 fn train(
     decoder: &Decoder<Cpu>,
     trained: &Trained<Cpu>,
-    dropout: Option<DropoutStep>,
+    dropout: f32,
     passes: &[Packed],
 ) -> (Vec<f32>, Vec<f32>) {
     let longest = passes.iter().map(Packed::tokens).max().unwrap_or(0);
@@ -67,16 +66,21 @@ fn train(
     let targets = passes.iter().map(|p| p.targets.len()).sum();
     let (mut grads, mut losses, mut at) = (vec![0.0; trained.len()], vec![0.0; targets], 0);
     for pass in passes {
-        let n = pass.tokens();
+        let mut pass = pass.clone();
+        pass.pass = Some(Pass {
+            seed: 42,
+            step: 3,
+            first_target: at,
+            loss_scale: 0.01,
+            ..pass.pass.unwrap_or_default()
+        });
         decoder.train_pass(
+            &mut (),
             trained,
             &mut grads,
             dropout,
-            pass,
-            n,
-            0.01,
+            &pass,
             &mut losses,
-            at,
             &mut ws,
         );
         at += pass.targets.len();
@@ -88,7 +92,7 @@ fn logits(decoder: &Decoder<Cpu>, trained: Option<&Trained<Cpu>>, batch: &Packed
     let n = batch.tokens();
     let mut ws = Workspace::new(&Cpu, &decoder.config, trained, n, false).unwrap();
     let mut logits = vec![0.0; batch.targets.len() * decoder.config.vocab];
-    decoder.logits(trained, batch, n, None, &mut logits, 0, &mut ws);
+    decoder.logits(trained, batch, None, &mut logits, 0, &mut ws);
     logits
 }
 
@@ -136,8 +140,8 @@ fn a_packed_sequence_is_a_sequence_alone() {
             .flat_map(|p| logits(decoder, Some(&trained), p))
             .collect();
         same_bits(&format!("{name}: logits"), &together, &apart).unwrap();
-        let (losses, grads) = train(decoder, &trained, None, std::slice::from_ref(&whole));
-        let (losses_alone, grads_alone) = train(decoder, &trained, None, &alone);
+        let (losses, grads) = train(decoder, &trained, 0.0, std::slice::from_ref(&whole));
+        let (losses_alone, grads_alone) = train(decoder, &trained, 0.0, &alone);
         same_bits(&format!("{name}: losses"), &losses, &losses_alone).unwrap();
         assert_same_sums(name, &trained, whole.tokens(), &grads, &grads_alone);
     });
@@ -148,16 +152,11 @@ fn micro_batches_see_the_same_dropout_masks() {
     for_each_model(|name, decoder| {
         let trained = adapters(decoder, 1);
         let whole = batch(decoder, &LENGTHS, 2);
-        let (losses, grads) = train(
-            decoder,
-            &trained,
-            Some(DROPOUT),
-            std::slice::from_ref(&whole),
-        );
-        let (without, _) = train(decoder, &trained, None, std::slice::from_ref(&whole));
+        let (losses, grads) = train(decoder, &trained, DROPOUT, std::slice::from_ref(&whole));
+        let (without, _) = train(decoder, &trained, 0.0, std::slice::from_ref(&whole));
         assert!(losses != without, "{name}: dropout changes nothing");
         for rows in [1, 3] {
-            let (l, g) = train(decoder, &trained, Some(DROPOUT), &passes(&whole, rows));
+            let (l, g) = train(decoder, &trained, DROPOUT, &passes(&whole, rows));
             same_bits(
                 &format!("{name}: losses in passes of {rows} rows"),
                 &l,
@@ -176,14 +175,9 @@ fn the_number_of_threads_changes_no_bit() {
         let whole = batch(decoder, &[300, 65, 1, 200], 2);
         let on = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
-            pool.build().unwrap().install(|| {
-                train(
-                    decoder,
-                    &trained,
-                    Some(DROPOUT),
-                    std::slice::from_ref(&whole),
-                )
-            })
+            pool.build()
+                .unwrap()
+                .install(|| train(decoder, &trained, DROPOUT, std::slice::from_ref(&whole)))
         };
         let (losses, grads) = on(1);
         for threads in [2, 3, 5] {
@@ -250,9 +244,8 @@ fn forced_decoding(
             };
             packed.targets.push(Target { row: start, id: 0 });
         }
-        let n = packed.tokens();
         let cached = Some(&mut cache);
-        decoder.logits(Some(trained), &packed, n, cached, &mut z, 0, &mut ws);
+        decoder.logits(Some(trained), &packed, cached, &mut z, 0, &mut ws);
         for (row, z) in live.iter().zip(z.chunks(vocab)) {
             seen[*row].extend_from_slice(z);
         }

@@ -2,7 +2,7 @@
 
 use crate::attention_reference::rotate;
 use crate::draw::{Draw, Flat, columns, lengths, pack, poison};
-use crate::dropout::observed_mask;
+use crate::dropout::{observed_mask, pass};
 use crate::linear_reference::{Adapter, Before, Member, Reference};
 use crate::near::{Near, agree, agree_exactly_long, exact, same_bits, untouched};
 use crate::weights::{Form, Matrix, forms, stored};
@@ -100,8 +100,6 @@ impl Case {
             };
             let dropout = shape.dropout.then_some(Dropout {
                 p: 0.3,
-                seed: 42,
-                step: 7,
                 stream: stream as u32,
             });
             let adapter = (shape.rank > 0).then(|| Adapter {
@@ -109,7 +107,7 @@ impl Case {
                 scale: 1.7,
                 a: draw.values(shape.rank * inputs, 0.3),
                 b: draw.values(outputs * shape.rank, 0.3),
-                mask: dropout.map(|d| observed_mask(d, first, rows, inputs)),
+                mask: dropout.map(|d| observed_mask(d, pass(42, 7, first), rows, inputs)),
             });
             if let Some(adapter) = &adapter {
                 places.lora = Some(LoraSlots {
@@ -182,7 +180,7 @@ proptest! {
         first_token in prop::sample::select(vec![0, 1, 1000, u64::from(u32::MAX)]), seed: u64,
     ) {
         let draw = &mut Draw::new(seed);
-        let batch = Packed { first_token, ..pack(draw, &lengths, 7) };
+        let batch = Packed { pass: Some(pass(42, 7, first_token)), ..pack(draw, &lengths, 7) };
         let rows = batch.tokens();
         let case = Case::new(draw, &shapes, inputs, rows, first_token);
         let r = &case.reference;
@@ -315,7 +313,10 @@ fn one_token_sequences_of_a_training_batch_are_not_a_decoding_step() {
         rank: 4,
         dropout: true,
     };
-    let batch = pack(draw, &[1, 1, 1], 7);
+    let batch = Packed {
+        pass: Some(pass(42, 7, 0)),
+        ..pack(draw, &[1, 1, 1], 7)
+    };
     let case = Case::new(draw, &[shape], 16, 3, 0);
     let x = draw.buffer(3 * 16, 1.0);
     let (y, low) = forward(&case, &batch, &x, Epilogue::None);

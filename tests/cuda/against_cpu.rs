@@ -4,10 +4,10 @@ use super::{assert_relative, gpu, packed, relative};
 use crate::support::weights;
 use medft_dsl::plan::{Linear, Precision};
 use medft_engine::backend::cpu::Cpu;
-use medft_engine::backend::{Backend, Slot};
+use medft_engine::backend::{Backend, Packed, Pass, ROWS, Slot};
 use medft_engine::model::decoder::Decoder;
-use medft_engine::model::pass::Workspace;
-use medft_engine::model::trained::{DropoutStep, LoraShape, Trained, Tuning};
+use medft_engine::model::trained::{LoraShape, Trained, Tuning};
+use medft_engine::model::workspace::Largest;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -65,18 +65,13 @@ pub fn sequences(lengths: &[usize], vocab: usize, seed: u64) -> Vec<Vec<u32>> {
 }
 
 /// Logits, losses and gradients of everything that is trained.
-struct Pass {
+struct Got {
     logits: Vec<f32>,
     losses: Vec<f32>,
     grads: Vec<f32>,
 }
 
-fn pass<B: Backend>(
-    decoder: &Decoder<B>,
-    tuning: &Tuning,
-    rows: &[Vec<u32>],
-    dropout: f32,
-) -> Pass {
+fn pass<B: Backend>(decoder: &Decoder<B>, tuning: &Tuning, rows: &[Vec<u32>], dropout: f32) -> Got {
     let (backend, c) = (&decoder.backend, &decoder.config);
     let mut trained = match tuning {
         Tuning::Lora(shape) => Trained::new_lora(backend, c, shape.clone(), 5).unwrap(),
@@ -98,40 +93,41 @@ fn pass<B: Backend>(
         backend.write(&mut trained.values, p.slot.offset, &values);
     }
     let batch = packed(rows, 1);
-    let (tokens, targets) = (batch.tokens(), batch.targets.len());
-    let batch = backend.upload(batch).unwrap();
-    let mut ws = Workspace::new(backend, c, Some(&trained), tokens + 3, true).unwrap();
-    let mut logits = backend.floats("logits", targets * c.vocab).unwrap();
-    decoder.logits(
-        Some(&trained),
-        &batch,
-        tokens,
-        None,
-        &mut logits,
-        0,
-        &mut ws,
-    );
-    let mut grads = backend.floats("grads", trained.len()).unwrap();
-    let mut losses = backend.floats("losses", targets + 2).unwrap();
-    let dropout = (dropout > 0.0).then_some(DropoutStep {
-        p: dropout,
+    let targets = batch.targets.len();
+    let largest = Largest {
+        tokens: batch.tokens().next_multiple_of(ROWS),
+        targets,
+        training: true,
+        cached: None,
+    };
+    let mut ws = decoder.workspace(Some(&trained), &largest).unwrap();
+    let pass = Pass {
         seed: 9,
         step: 3,
-    });
-    let scale = 1.0 / targets as f32;
+        first_token: 0,
+        first_target: 2,
+        loss_scale: 1.0 / targets as f32,
+    };
+    let trained_on = Packed {
+        pass: Some(pass),
+        ..batch.clone()
+    };
+    let batch = backend.upload(batch).unwrap();
+    let mut logits = backend.floats("logits", targets * c.vocab).unwrap();
+    decoder.logits(Some(&trained), &batch, None, &mut logits, 0, &mut ws);
+    let mut grads = backend.floats("grads", trained.len()).unwrap();
+    let mut losses = backend.floats("losses", targets + 2).unwrap();
     decoder.train_pass(
+        &mut B::Recording::default(),
         &trained,
         &mut grads,
         dropout,
-        &batch,
-        tokens,
-        scale,
+        &backend.upload(trained_on).unwrap(),
         &mut losses,
-        2,
         &mut ws,
     );
     let read = |from: &B::Float, offset, len| backend.read(from, Slot { offset, len }).unwrap();
-    Pass {
+    Got {
         logits: read(&logits, 0, targets * c.vocab),
         losses: read(&losses, 2, targets),
         grads: read(&grads, 0, trained.len()),

@@ -7,7 +7,7 @@ use medft_engine::backend::cpu::Cpu;
 use medft_engine::backend::{Backend, Packed, Slot, Target};
 use medft_engine::generate::engine::{Generator, Request};
 use medft_engine::model::decoder::Decoder;
-use medft_engine::model::pass::Workspace;
+use medft_engine::model::workspace::{Largest, Workspace};
 use std::collections::BTreeSet;
 
 /// Logits after each token but the first `prompt`, one token at a time through the cache.
@@ -17,7 +17,13 @@ fn stepwise<B: Backend>(decoder: &Decoder<B>, rows: &[Vec<u32>], prompt: usize) 
     let mut cache = backend
         .cache(c.layers, rows.len(), longest, &c.heads)
         .unwrap();
-    let mut ws = Workspace::new(backend, c, None, rows.len() * prompt.max(1), false).unwrap();
+    let largest = Largest {
+        tokens: rows.len() * prompt.max(1),
+        targets: rows.len(),
+        training: false,
+        cached: Some((rows.len(), longest)),
+    };
+    let mut ws = decoder.workspace(None, &largest).unwrap();
     let mut logits = backend.floats("logits", rows.len() * c.vocab).unwrap();
     let mut all = vec![Vec::new(); rows.len()];
     for t in prompt..longest {
@@ -30,11 +36,9 @@ fn stepwise<B: Backend>(decoder: &Decoder<B>, rows: &[Vec<u32>], prompt: usize) 
                 id: 0,
             });
         }
-        let n = batch.tokens();
         decoder.logits(
             None,
             &backend.upload(batch).unwrap(),
-            n,
             Some(&mut cache),
             &mut logits,
             0,
@@ -72,13 +76,18 @@ fn steps_through_the_cache_equal_a_whole_pass() {
         let want = stepwise(&cpu, &rows, 33);
         assert_relative(&format!("head size {dim} {more}"), &got, &want, 2.5e-2);
         let batch = packed(&rows, 33);
-        let (n, targets) = (batch.tokens(), batch.targets.len());
-        let mut ws = Workspace::new(&gpu, &decoder.config, None, n, false).unwrap();
+        let targets = batch.targets.len();
+        let largest = Largest {
+            tokens: batch.tokens(),
+            targets,
+            training: false,
+            cached: None,
+        };
+        let mut ws = decoder.workspace(None, &largest).unwrap();
         let mut logits = gpu.floats("logits", targets * 512).unwrap();
         decoder.logits(
             None,
             &gpu.upload(batch).unwrap(),
-            n,
             None,
             &mut logits,
             0,
@@ -207,7 +216,7 @@ fn greedy_answers_of_the_quickstart_model_are_the_cpus() {
         batch.targets.push(Target { row, id: 0 });
         let mut ws = Workspace::new(&cpu.backend, &cpu.config, None, seen.len(), false).unwrap();
         let mut logits = vec![0.0; cpu.config.vocab];
-        cpu.logits(None, &batch, seen.len(), None, &mut logits, 0, &mut ws);
+        cpu.logits(None, &batch, None, &mut logits, 0, &mut ws);
         let score = |id: u32| f64::from(logits[id as usize]);
         let margin = score(want[at]) - score(got[at]);
         let square: f64 = logits.iter().map(|l| f64::from(l * l)).sum();

@@ -8,10 +8,19 @@
 use super::{assert_relative, gpu, relative};
 use crate::golden_files::{Fixtures, families, pack};
 use medft_dsl::plan::Precision;
-use medft_engine::backend::{AdamWStep, Backend, Slot};
+use medft_engine::backend::{AdamWStep, Backend, Packed, Pass, ROWS, Slot};
 use medft_engine::model::adapter;
 use medft_engine::model::decoder::Decoder;
-use medft_engine::model::pass::Workspace;
+use medft_engine::model::workspace::Largest;
+
+fn largest(batch: &Packed, training: bool) -> Largest {
+    Largest {
+        tokens: batch.tokens().next_multiple_of(ROWS),
+        targets: batch.targets.len(),
+        training,
+        cached: None,
+    }
+}
 
 const ROUNDING: f64 = 1.1e-3;
 
@@ -42,13 +51,13 @@ fn every_family_in_bf16() {
         let mut logit_rms = 0.0;
         for (which, trained) in [("base", None), ("lora", Some(&adapter))] {
             let batch = pack(&ids, &mask, None);
-            let (tokens, targets) = (batch.tokens(), batch.targets.len());
-            let mut ws = Workspace::new(&gpu, &model.config, trained, tokens, false).unwrap();
+            let targets = batch.targets.len();
+            let largest = largest(&batch, false);
+            let mut ws = model.workspace(trained, &largest).unwrap();
             let mut logits = gpu.floats("logits", targets * vocab).unwrap();
             model.logits(
                 trained,
                 &gpu.upload(batch).unwrap(),
-                tokens,
                 None,
                 &mut logits,
                 0,
@@ -76,14 +85,7 @@ fn every_family_in_bf16() {
             let batch = pack(&ids, &mask, Some(&labels));
             let targets = batch.targets.len();
             let mut losses = gpu.floats("losses", targets).unwrap();
-            model.losses(
-                trained,
-                &gpu.upload(batch).unwrap(),
-                tokens,
-                &mut losses,
-                0,
-                &mut ws,
-            );
+            model.losses(trained, &gpu.upload(batch).unwrap(), &mut losses, &mut ws);
             let loss = mean(
                 &gpu.read(
                     &losses,
@@ -108,26 +110,32 @@ fn every_family_in_bf16() {
         let len = trained.len();
         let all = Slot { offset: 0, len };
         let start = gpu.read(&trained.values, all).unwrap();
-        let mut ws = Workspace::new(&gpu, &model.config, Some(&trained), 256, true).unwrap();
         let floats = |what| gpu.floats(what, len).unwrap();
         let (mut first, mut second) = (floats("first"), floats("second"));
         let rates = fixtures.f32("train.lr");
         for step in 0..3 {
             let of = |tensor: &str| of_step(fixtures.i64_rows(&format!("train.{tensor}")), step);
             let batch = pack(&of("input_ids"), &of("attention_mask"), Some(&of("labels")));
-            let (tokens, targets) = (batch.tokens(), batch.targets.len());
+            let targets = batch.targets.len();
             let (mut grads, mut losses) = (floats("grads"), gpu.floats("losses", targets).unwrap());
-            let batch = gpu.upload(batch).unwrap();
-            let scale = 1.0 / targets as f32;
+            let mut ws = model
+                .workspace(Some(&trained), &largest(&batch, true))
+                .unwrap();
+            let pass = Pass {
+                loss_scale: 1.0 / targets as f32,
+                ..Pass::default()
+            };
+            let batch = Packed {
+                pass: Some(pass),
+                ..batch
+            };
             model.train_pass(
+                &mut Default::default(),
                 &trained,
                 &mut grads,
-                None,
-                &batch,
-                tokens,
-                scale,
+                0.0,
+                &gpu.upload(batch).unwrap(),
                 &mut losses,
-                0,
                 &mut ws,
             );
             let loss = mean(

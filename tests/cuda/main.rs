@@ -17,16 +17,15 @@ mod against_cpu;
 mod decoding;
 mod golden;
 mod loading;
+mod runtime;
 mod same_bits;
 
 use medft_engine::backend::cuda::Cuda;
 use medft_engine::backend::{Backend, Packed, Target};
-use std::sync::OnceLock;
 
-/// The GPU, if there is one.
+/// The GPU, if there is one, with a stream of its own: tests run side by side, and what is recorded on one stream must not meet another's ops.
 pub fn gpu() -> Option<Cuda> {
-    static GPU: OnceLock<Option<Cuda>> = OnceLock::new();
-    GPU.get_or_init(|| match Cuda::open() {
+    match Cuda::open() {
         Ok(gpu) => {
             eprintln!("{}", gpu.name());
             Some(gpu)
@@ -36,8 +35,7 @@ pub fn gpu() -> Option<Cuda> {
             None
         }
         Err(e) => panic!("MEDFT_REQUIRE_GPU is set: {e}"),
-    })
-    .clone()
+    }
 }
 
 /// `||got - want|| / ||want||`; infinite where something is not finite.

@@ -12,7 +12,7 @@ use medft_engine::train::division::{AUTO_TOKENS, Division};
 use medft_engine::train::snapshot::State;
 use medft_engine::train::step::Stepper;
 
-fn settings(dropout: f64, micro_batch: Option<u64>) -> Train {
+pub fn settings(dropout: f64, micro_batch: Option<u64>) -> Train {
     Train {
         name: "t".into(),
         model: "m".into(),
@@ -52,6 +52,12 @@ fn settings(dropout: f64, micro_batch: Option<u64>) -> Train {
 }
 
 /// Losses of each step, and the adapter at the end.
+/// The recipe's, or that of a device which has little memory.
+pub fn division(settings: &Train) -> Division {
+    let auto = Division::Tokens(AUTO_TOKENS);
+    settings.micro_batch.map_or(auto, Division::Rows)
+}
+
 fn train<B: Backend>(decoder: &Decoder<B>, settings: &Train, steps: usize) -> (Vec<f64>, Vec<f32>) {
     let backend = &decoder.backend;
     let shape = LoraShape {
@@ -63,10 +69,7 @@ fn train<B: Backend>(decoder: &Decoder<B>, settings: &Train, steps: usize) -> (V
     let trained = Trained::new_lora(backend, &decoder.config, shape, 5).unwrap();
     let len = trained.len();
     let mut state = State::new(backend, trained, "k").unwrap();
-    let division = settings
-        .micro_batch
-        .map_or(Division::Tokens(AUTO_TOKENS), Division::Rows);
-    let mut stepper = Stepper::new(decoder, settings, division, len).unwrap();
+    let mut stepper = Stepper::new(decoder, settings, division(settings), len).unwrap();
     // The answer repeats the prompt's first tokens: something to learn.
     let rows: Vec<Example> = sequences(&vec![24; 4 * steps], decoder.config.vocab, 3)
         .into_iter()

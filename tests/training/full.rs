@@ -6,8 +6,8 @@ use medft_dsl::plan::{Adapter, Precision};
 use medft_engine::backend::cpu::Cpu;
 use medft_engine::backend::{Backend, Packed, Slot};
 use medft_engine::model::decoder::Decoder;
-use medft_engine::model::pass::Workspace;
 use medft_engine::model::trained::{Trained, Tuning};
+use medft_engine::model::workspace::Workspace;
 use medft_engine::train::batch::passes;
 use medft_engine::train::division::{AUTO_TOKENS, Division};
 use rand::{Rng, SeedableRng};
@@ -57,7 +57,7 @@ fn loss(
     ws: &mut Workspace<Cpu>,
 ) -> f64 {
     let mut losses = vec![0.0; batch.targets.len()];
-    decoder.losses(trained, batch, batch.tokens(), &mut losses, 0, ws);
+    decoder.losses(trained, batch, &mut losses, ws);
     sum(losses)
 }
 
@@ -81,23 +81,27 @@ fn gradients_of_every_tensor_equal_central_differences() {
         let (_dir, decoder) = model(&config);
         let mut trained = trainable(&decoder);
         let rows = rows(5, 4);
-        let batch: Packed = passes(
-            &rows.iter().collect::<Vec<_>>(),
-            Division::Tokens(AUTO_TOKENS),
-        )
-        .remove(0);
+        // The gradient of the sum of the losses.
+        let batch = Packed {
+            pass: None,
+            ..passes(
+                &rows.iter().collect::<Vec<_>>(),
+                Division::Tokens(AUTO_TOKENS),
+                0,
+                0,
+            )
+            .remove(0)
+        };
         let n = batch.tokens();
         let mut ws = Workspace::new(&Cpu, &decoder.config, Some(&trained), n, true).unwrap();
         let (mut grads, mut losses) = (vec![0.0; trained.len()], vec![0.0; batch.targets.len()]);
         decoder.train_pass(
+            &mut (),
             &trained,
             &mut grads,
-            None,
+            0.0,
             &batch,
-            n,
-            1.0,
             &mut losses,
-            0,
             &mut ws,
         );
         assert!((sum(losses) - loss(&decoder, None, &batch, &mut ws)).abs() < 1e-9);
@@ -178,6 +182,8 @@ fn val_loss(dir: &Path, bench: &Bench) -> f64 {
         for pass in passes(
             &rows.iter().collect::<Vec<_>>(),
             Division::Tokens(AUTO_TOKENS),
+            0,
+            0,
         ) {
             let n = pass.tokens();
             let mut ws = Workspace::new(&Cpu, &decoder.config, None, n, false).unwrap();

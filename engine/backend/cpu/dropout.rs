@@ -2,36 +2,31 @@
 //! division into micro-batches and a resumed run see the same one.
 
 use super::simd;
-use crate::backend::Dropout;
+use crate::backend::{Dropout, Pass};
 use rayon::prelude::*;
 
 /// The mask of one linear layer's input in one optimizer step.
 pub struct Mask<'a> {
     dropout: &'a Dropout,
-    first_token: u64,
+    pass: Pass,
 }
 
 impl<'a> Mask<'a> {
-    /// The mask whose first row is token `first_token` of the step.
-    pub fn new(dropout: &'a Dropout, first_token: u64) -> Self {
-        Mask {
-            dropout,
-            first_token,
-        }
+    /// The mask of a pass.
+    pub fn new(dropout: &'a Dropout, pass: Pass) -> Self {
+        Mask { dropout, pass }
     }
 
     /// `x = keep ? x / (1 - p) : 0` on `[rows, columns]`.
     pub fn apply(&self, columns: usize, x: &mut [f32]) {
         let (threshold, keep) = (self.dropout.threshold(), self.dropout.keep_scale());
-        let Dropout {
-            seed, step, stream, ..
-        } = *self.dropout;
+        let (stream, Pass { seed, step, .. }) = (self.dropout.stream, self.pass);
         let key = [
             seed as u32 ^ step as u32,
             (seed >> 32) as u32 ^ (step >> 32) as u32 ^ stream.rotate_left(16),
         ];
         x.par_chunks_mut(columns).enumerate().for_each(|(row, x)| {
-            let token = self.first_token + row as u64;
+            let token = self.pass.first_token + row as u64;
             let counter = [token as u32, (token >> 32) as u32 ^ step as u32, 0, stream];
             simd::dropout(key, counter, threshold, keep, x);
         });
@@ -46,15 +41,16 @@ mod tests {
     /// The map that every backend shares, one column at a time.
     #[test]
     fn a_mask_is_philox_of_token_and_column() {
-        let dropout = Dropout {
-            p: 0.25,
+        let dropout = Dropout { p: 0.25, stream: 5 };
+        let (first_token, columns) = ((1 << 32) + 9, 203);
+        let pass = Pass {
             seed: 0x0123_4567_89ab_cdef,
             step: 77,
-            stream: 5,
+            first_token,
+            ..Pass::default()
         };
-        let (first_token, columns) = ((1 << 32) + 9, 203);
         let mut x = vec![1.0; 3 * columns];
-        Mask::new(&dropout, first_token).apply(columns, &mut x);
+        Mask::new(&dropout, pass).apply(columns, &mut x);
         let key = [0x89ab_cdef ^ 77, 0x0123_4567 ^ 5 << 16];
         for (i, x) in x.iter().enumerate() {
             let (row, column) = ((i / columns) as u32, i % columns);

@@ -23,7 +23,7 @@ fn members<'a>(
     rows: usize,
 ) -> Vec<Member<'a>> {
     let rank = |m: &Linear<Cpu>| m.lora.map_or(0, |l| l.rank);
-    let (inputs, first_token) = (group.inputs, batch.first_token);
+    let (inputs, pass) = (group.inputs, batch.pass.unwrap_or_default());
     let mut y = Columns {
         stride: group.outputs(),
         at: 0,
@@ -53,7 +53,7 @@ fn members<'a>(
             rows,
             inputs,
             outputs,
-            first_token,
+            pass,
             low,
             y,
         };

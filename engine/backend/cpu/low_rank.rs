@@ -7,7 +7,7 @@ use super::dropout::Mask;
 use super::gemm::{View, gemm};
 use super::linear::Columns;
 use super::simd;
-use crate::backend::{LoraSlots, Slot};
+use crate::backend::{LoraSlots, Pass, Slot};
 
 /// One linear layer's branch.
 pub struct Branch<'a> {
@@ -19,8 +19,8 @@ pub struct Branch<'a> {
     pub inputs: usize,
     /// Columns of the output.
     pub outputs: usize,
-    /// Index of the first row within the optimizer step, for the dropout mask.
-    pub first_token: u64,
+    /// Which pass it is, for the dropout mask.
+    pub pass: Pass,
     /// Where `scale * dropout(x) A^T` stands, `[rows, rank]`.
     pub low: Columns,
     /// Where y and its gradient stand.
@@ -35,7 +35,7 @@ impl Branch<'_> {
         };
         scratch.clear();
         scratch.extend_from_slice(&x[..self.rows * self.inputs]);
-        Mask::new(dropout, self.first_token).apply(self.inputs, scratch);
+        Mask::new(dropout, self.pass).apply(self.inputs, scratch);
         View::rows(scratch, self.inputs)
     }
 
@@ -142,7 +142,7 @@ impl Branch<'_> {
         };
         scratch.resize(rows * inputs, 0.0);
         gemm([rows, rank, inputs], 1.0, g, a, 0.0, &mut scratch, inputs);
-        Mask::new(dropout, self.first_token).apply(inputs, &mut scratch);
+        Mask::new(dropout, self.pass).apply(inputs, &mut scratch);
         simd::add(&scratch, dx);
     }
 }

@@ -19,6 +19,7 @@ use super::{
     AdamWStep, Backend, BackendError, Epilogue, Group, HeadBackward, Heads, Need, Packed,
     SampleRow, Sampling, Slot, Vector, Weight,
 };
+use crate::backend::facts::Passes;
 use crate::model::checkpoint::Tensor;
 use linear::Source;
 use loss::{Chunk, Head};
@@ -113,6 +114,14 @@ impl Backend for Cpu {
         Ok(batch)
     }
 
+    fn rows(&self, batch: &Packed) -> usize {
+        batch.tokens()
+    }
+
+    fn reserve(&self, _: &Passes) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     fn arena_bytes(&self, need: &Need) -> u64 {
         4 * need.acts.iter().chain(&need.floats).sum::<usize>() as u64
     }
@@ -177,8 +186,8 @@ impl Backend for Cpu {
         &self,
         (): &mut (),
         _batch: &Packed,
-        cache: &mut Self::Cache,
-        ops: impl FnOnce(&mut Self::Cache),
+        cache: Option<&mut Self::Cache>,
+        ops: impl FnOnce(Option<&mut Self::Cache>),
     ) {
         ops(cache);
     }
@@ -405,7 +414,6 @@ impl Backend for Cpu {
         vocab: usize,
         x: &Vec<f32>,
         losses: &mut Vec<f32>,
-        at: usize,
         backward: Option<HeadBackward<Self>>,
     ) {
         let h = Head {
@@ -413,13 +421,9 @@ impl Backend for Cpu {
             hidden,
             vocab,
         };
-        let losses = &mut losses[at..at + batch.targets.len()];
-        let Some(HeadBackward {
-            grad_scale,
-            dx,
-            grads,
-        }) = backward
-        else {
+        let pass = batch.pass.unwrap_or_default();
+        let losses = &mut losses[pass.first_target..][..batch.targets.len()];
+        let Some(HeadBackward { dx, grads }) = backward else {
             return h.loss(x, &batch.targets, losses, None);
         };
         dx[..batch.tokens() * hidden].fill(0.0);
@@ -434,7 +438,12 @@ impl Backend for Cpu {
                 layer.backward_weight(chunk.dz, chunk.x, part_mut(grads, *slot));
             }
         };
-        h.loss(x, &batch.targets, losses, Some((grad_scale, &mut take)));
+        h.loss(
+            x,
+            &batch.targets,
+            losses,
+            Some((pass.loss_scale, &mut take)),
+        );
     }
 
     fn head_logits(

@@ -155,7 +155,7 @@ impl Cuda {
         let d = &self.0.device;
         let tokens = batch.packed.tokens();
         let mut scratch = self.scratch();
-        let [delta] = scratch.take(d, [4 * shape.queries * tokens])?;
+        let [delta] = scratch.take([4 * shape.queries * tokens])?;
         let hopper = attention_hopper::supports(d.gpu(), &kernel_heads(shape));
         let backward = Backward {
             heads: kernel_heads(shape),
@@ -202,8 +202,7 @@ impl Cuda {
         let longest = cache.longest(batch);
         let mut scratch = self.scratch();
         let partial = 4 * decode::scratch_len(&heads, sequences.len(), longest);
-        let [partial, lse] =
-            scratch.take(d, [partial, 4 * shape.queries * batch.packed.tokens()])?;
+        let [partial, lse] = scratch.take([partial, 4 * shape.queries * batch.packed.tokens()])?;
         let cached = Cached {
             heads,
             scale: scale(shape),

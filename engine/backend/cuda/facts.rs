@@ -3,10 +3,11 @@
 //! Invariant: the sizes here are those that the ops and the loaders beside it allocate.
 
 use super::attention::kernel_heads;
+use super::batch::filled;
 use super::head::{loss_bytes, score_bytes};
 use super::linear::{backward_bytes, forward_bytes, kernel_group};
 use super::matrix::ROWS;
-use super::memory::ALIGNMENT;
+use super::memory::taken;
 use super::ops::embed_bytes;
 use super::{Cuda, Device, NoDevice};
 use crate::backend::Heads;
@@ -15,7 +16,7 @@ use crate::machine::gpu::{Gpu, Graphics, Kernels};
 use crate::model::nf4;
 use half::bf16;
 use medft_dsl::plan::Precision;
-use medft_kernels::{LaunchError, Launcher, decode, fatbins, optimizer, sample};
+use medft_kernels::{LaunchError, Launcher, decode, fatbins, norm, optimizer, sample};
 
 /// Machine code of the kernels, tables of batches, and what the driver rounds up: a guess on the high side, not a measurement.
 const RESERVE: usize = 256 << 20;
@@ -164,27 +165,43 @@ impl Facts for Cuda {
         (size_of::<bf16>() * values) as u64
     }
 
-    fn scratch_bytes(&self, p: &Passes) -> u64 {
-        let groups = p.groups.iter().map(|g| group_scratch(g, p)).max();
-        let ops = [
-            groups.unwrap_or(0),
-            attention_scratch(p),
-            head_scratch(p),
-            sum(&embed_bytes(if p.full && p.training {
-                p.tokens
-            } else {
-                0
-            })),
-            sampler_scratch(p),
-            8 * optimizer::NORM_SCRATCH,
-        ];
-        (ops.into_iter().max().unwrap_or(0) + RESERVE) as u64
+    fn scratch_bytes(&self, passes: &Passes) -> u64 {
+        (borrowed(passes) + RESERVE) as u64
     }
 }
 
-/// Bytes of buffers that each start at an [`ALIGNMENT`].
-fn sum(bytes: &[usize]) -> usize {
-    bytes.iter().map(|b| b.next_multiple_of(ALIGNMENT)).sum()
+/// Bytes that the ops of such passes borrow: the most that one of them does.
+pub fn borrowed(passes: &Passes) -> usize {
+    let p = &match passes.cached {
+        Some(_) => passes.clone(),
+        None => {
+            let (tokens, targets) = filled(passes.tokens, passes.targets);
+            Passes {
+                tokens,
+                targets,
+                ..passes.clone()
+            }
+        }
+    };
+    let groups = p.groups.iter().map(|g| group_scratch(g, p)).max();
+    let ops = [
+        groups.unwrap_or(0),
+        attention_scratch(p),
+        head_scratch(p),
+        full_scratch(p),
+        sampler_scratch(p),
+        8 * optimizer::NORM_SCRATCH,
+    ];
+    ops.into_iter().max().unwrap_or(0)
+}
+
+/// Gradients of gains and of the embedding.
+fn full_scratch(p: &Passes) -> usize {
+    if !(p.full && p.training) {
+        return 0;
+    }
+    let gain = 4 * norm::column_sum_scratch(p.tokens, p.hidden);
+    gain.max(taken(&embed_bytes(p.tokens)))
 }
 
 /// A linear layer's, forward and backward.
@@ -196,11 +213,11 @@ fn group_scratch(shape: &GroupShape, p: &Passes) -> usize {
         .zip(shape.ranks.iter().copied());
     let group = kernel_group(p.tokens, shape.inputs, members);
     let wide = p.full || p.precision == Precision::Nf4;
-    let forward = sum(&forward_bytes(&group, wide));
+    let forward = taken(&forward_bytes(&group, wide));
     if !p.training {
         return forward;
     }
-    forward.max(sum(&backward_bytes(&group, wide, p.full)))
+    forward.max(taken(&backward_bytes(&group, wide, p.full)))
 }
 
 fn attention_scratch(p: &Passes) -> usize {
@@ -208,15 +225,15 @@ fn attention_scratch(p: &Passes) -> usize {
     let partial = p.cached.map_or(0, |(slots, room)| {
         4 * decode::scratch_len(&kernel_heads(p.heads), slots, room)
     });
-    sum(&[partial, rows])
+    taken(&[partial, rows])
 }
 
 /// The head's: loss and gradient in chunks, or the logits of a decoding step.
 fn head_scratch(p: &Passes) -> usize {
     let shape = [p.hidden, p.vocab, p.targets];
     match p.cached {
-        Some(_) => sum(&score_bytes(shape, p.full)),
-        None => sum(&loss_bytes(shape, p.full, p.full, true)),
+        Some(_) => taken(&score_bytes(shape, p.full)),
+        None => taken(&loss_bytes(shape, p.full, p.full, p.training)),
     }
 }
 
@@ -225,7 +242,7 @@ fn sampler_scratch(p: &Passes) -> usize {
         return 0;
     };
     let who = slots * size_of::<sample::Row>();
-    sum(&[
+    taken(&[
         who,
         4 * slots * room,
         sample::scratch_bytes(slots, p.vocab),

@@ -32,7 +32,6 @@ impl Cuda {
         &self,
         head: &Head,
         losses: &Float,
-        at: usize,
         backward: Option<HeadBackward<Cuda>>,
     ) -> Result<(), LaunchError> {
         let d = &self.0.device;
@@ -42,7 +41,7 @@ impl Cuda {
         let trained = matches!(head.weight, Weight::Trained(_));
         let mut scratch = self.scratch();
         let sizes = loss_bytes([h, v, targets], wide(head), trained, backward.is_some());
-        let [weight, x, logits, lse, dz, dx, partials] = scratch.take(d, sizes)?;
+        let [weight, x, logits, lse, dz, dx, partials] = scratch.take(sizes)?;
         let weight = self.head_weight(head, weight.cast())?;
         let (x, logits, lse, dx) = (
             x.cast::<bf16>(),
@@ -60,14 +59,14 @@ impl Cuda {
                 logits,
                 stride,
                 targets: head.batch.target_ids.at(first),
+                state: head.batch.state,
             };
-            let losses = losses.ptr().at(at + first);
+            let losses = losses.ptr().at(first);
             let Some(back) = &backward else {
                 cross_entropy::loss(d, &chunk, losses, lse)?;
                 continue;
             };
             let gradients = Gradient {
-                scale: back.grad_scale,
                 d: dz.cast(),
                 stride,
             };
@@ -117,7 +116,7 @@ impl Cuda {
         let (h, v, n) = (head.hidden, head.vocab, head.batch.packed.targets.len());
         let stride = v.next_multiple_of(ROWS);
         let mut scratch = self.scratch();
-        let [weight, x, padded] = scratch.take(d, score_bytes([h, v, n], wide(head)))?;
+        let [weight, x, padded] = scratch.take(score_bytes([h, v, n], wide(head)))?;
         let weight = self.head_weight(head, weight.cast())?;
         let x = x.cast::<bf16>();
         elementwise::gather_rows(d, n, h, head.x.ptr(), head.batch.target_rows, x)?;

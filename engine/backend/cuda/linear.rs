@@ -91,31 +91,30 @@ struct Shape {
     dropout: Option<linear::Dropout>,
 }
 
-impl Cuda {
-    fn shape(&self, group: &Group<Cuda>, batch: &Batch, rows: usize) -> Result<Shape, LaunchError> {
-        let member = |m: &Linear<Cuda>| (m.outputs, m.lora.map_or(0, |l| l.rank));
-        let mut shape = Shape {
-            group: kernel_group(rows, group.inputs, group.members.iter().map(member)),
-            scale: 0.0,
-            dropout: None,
-        };
-        for (i, member) in group.members.iter().enumerate() {
-            let Some(lora) = &member.lora else { continue };
-            shape.scale = lora.scale;
-            if let Some(dropout) = &lora.dropout {
-                let state = self.step_state(dropout, batch.packed.first_token)?;
-                let masks = shape.dropout.get_or_insert(linear::Dropout {
-                    threshold: dropout.threshold(),
-                    keep_scale: dropout.keep_scale(),
-                    state,
-                    streams: [0; MEMBERS],
-                });
-                masks.streams[i] = dropout.stream;
-            }
+fn shape(group: &Group<Cuda>, batch: &Batch, rows: usize) -> Shape {
+    let member = |m: &Linear<Cuda>| (m.outputs, m.lora.map_or(0, |l| l.rank));
+    let mut shape = Shape {
+        group: kernel_group(rows, group.inputs, group.members.iter().map(member)),
+        scale: 0.0,
+        dropout: None,
+    };
+    for (i, member) in group.members.iter().enumerate() {
+        let Some(lora) = &member.lora else { continue };
+        shape.scale = lora.scale;
+        if let Some(dropout) = &lora.dropout {
+            let masks = shape.dropout.get_or_insert(linear::Dropout {
+                threshold: dropout.threshold(),
+                keep_scale: dropout.keep_scale(),
+                state: batch.state,
+                streams: [0; MEMBERS],
+            });
+            masks.streams[i] = dropout.stream;
         }
-        Ok(shape)
     }
+    shape
+}
 
+impl Cuda {
     pub(super) fn linear_forward(
         &self,
         group: &Group<Cuda>,
@@ -128,7 +127,7 @@ impl Cuda {
         low: &mut Act,
     ) -> Result<(), LaunchError> {
         let d = &self.0.device;
-        let shape = self.shape(group, batch, rows)?;
+        let shape = shape(group, batch, rows);
         let g = shape.group;
         let few = batch.decoding && rows <= FEW;
         let stored = stored(group);
@@ -140,7 +139,7 @@ impl Cuda {
             };
         let wide = !direct && !matches!(stored, Some(Stored::Bf16(_)));
         let mut scratch = self.scratch();
-        let [a, b, bias, weight] = scratch.take(d, forward_bytes(&g, wide))?;
+        let [a, b, bias, weight] = scratch.take(forward_bytes(&g, wide))?;
         let (a, b) = (a.cast::<bf16>(), b.cast::<bf16>());
         let adapted = g.rank > 0;
         if adapted {
@@ -212,13 +211,13 @@ impl Cuda {
         dx: Option<&mut Act>,
     ) -> Result<(), LaunchError> {
         let d = &self.0.device;
-        let shape = self.shape(group, batch, rows)?;
+        let shape = shape(group, batch, rows);
         let g = shape.group;
         let (k, n) = (g.inputs, g.columns());
         let wide = !matches!(stored(group), Some(Stored::Bf16(_)));
         let trained = matches!(group.weight, GroupWeight::Trained(_));
         let mut scratch = self.scratch();
-        let [a, b, up, partials, weight] = scratch.take(d, backward_bytes(&g, wide, trained))?;
+        let [a, b, up, partials, weight] = scratch.take(backward_bytes(&g, wide, trained))?;
         let (a, b, up, partials) = (
             a.cast::<bf16>(),
             b.cast::<bf16>(),

@@ -95,10 +95,17 @@ fn padded<T>(len: usize) -> usize {
     (len * size_of::<T>()).next_multiple_of(ALIGNMENT)
 }
 
-/// Memory that ops use between their kernels. It grows to what the largest op needs and stays.
+/// Bytes that [`Scratch::take`] takes for these.
+pub fn taken(bytes: &[usize]) -> usize {
+    bytes.iter().map(|b| padded::<u8>(*b)).sum()
+}
+
+/// Memory that ops use between their kernels, reserved before the first of them: an op that wants more fails.
 #[derive(Default)]
 pub struct Scratch {
     memory: Option<Buffer<u8>>,
+    /// The most that was taken at once.
+    most: usize,
 }
 
 impl Scratch {
@@ -107,18 +114,35 @@ impl Scratch {
         self.memory.as_ref().map_or(0, |m| m.ptr().address())
     }
 
-    /// Space for these numbers of bytes, each at a fresh [`ALIGNMENT`] boundary; what stood there before is lost.
-    pub fn take<const N: usize>(
-        &mut self,
-        device: &Device,
-        bytes: [usize; N],
-    ) -> Result<[Ptr<u8>; N], LaunchError> {
-        let total: usize = bytes.iter().map(|b| padded::<u8>(*b)).sum();
-        if self.memory.as_ref().is_none_or(|m| m.len() < total) {
+    /// Bytes that there are.
+    pub fn len(&self) -> usize {
+        self.memory.as_ref().map_or(0, Buffer::len)
+    }
+
+    /// The most bytes that were taken at once.
+    pub fn most(&self) -> usize {
+        self.most
+    }
+
+    /// Makes room for so many bytes; what is larger stays.
+    pub fn reserve(&mut self, device: &Device, bytes: usize) -> Result<(), LaunchError> {
+        if self.len() < bytes {
             // Freeing waits for what still uses the old one.
             self.memory = None;
-            self.memory = Some(device.alloc(total)?);
+            self.memory = Some(device.alloc(bytes)?);
         }
+        Ok(())
+    }
+
+    /// Space for these numbers of bytes, each at a fresh [`ALIGNMENT`] boundary; what stood there before is lost.
+    pub fn take<const N: usize>(&mut self, bytes: [usize; N]) -> Result<[Ptr<u8>; N], LaunchError> {
+        let (total, planned) = (taken(&bytes), self.len());
+        if planned < total {
+            return Err(LaunchError::Unsupported(format!(
+                "an op borrows {total} bytes and the plan has {planned}: this is a bug, please report it"
+            )));
+        }
+        self.most = self.most.max(total);
         let start = self.memory.as_ref().map_or(Ptr::NULL, Buffer::ptr);
         let mut at = 0;
         Ok(bytes.map(|b| {

@@ -16,17 +16,16 @@ mod recording;
 mod rope;
 
 use super::*;
+use crate::backend::facts::Passes;
 pub use attention::Cache;
 pub use batch::Batch;
 pub use loader::Loader;
 use matrix::{LoadError, Matrix, Stored};
-use medft_kernels::device::Buffer;
 pub use medft_kernels::device::{Device, NoDevice};
 use medft_kernels::linear as kernels;
-use medft_kernels::linear::StepState;
 use medft_kernels::{LaunchError, Launcher, Ptr, elementwise, sample};
 use memory::{Act, Arena, Float, Scratch};
-use recording::Recording;
+pub use recording::Recording;
 use rope::RopeTable;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -38,15 +37,8 @@ struct Inner {
     device: Device,
     scratch: Mutex<Scratch>,
     rope: Mutex<RopeTable>,
-    state: Mutex<State>,
     batches: batch::Pool,
     fault: Mutex<Option<BackendError>>,
-}
-
-/// What dropout kernels read, and what was written there last.
-struct State {
-    written: Option<StepState>,
-    device: Buffer<StepState>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -59,16 +51,10 @@ impl Cuda {
     /// # Errors
     /// No driver, no GPU, or one that is too old.
     pub fn open() -> Result<Self, NoDevice> {
-        let device = Device::open(0)?;
-        let state = State {
-            written: None,
-            device: device.alloc(1)?,
-        };
         Ok(Cuda(Arc::new(Inner {
-            device,
+            device: Device::open(0)?,
             scratch: Mutex::default(),
             rope: Mutex::default(),
-            state: Mutex::new(state),
             batches: batch::Pool::default(),
             fault: Mutex::default(),
         })))
@@ -84,27 +70,23 @@ impl Cuda {
     }
 
     fn rope(&self, heads: &Heads, context: usize) -> Result<Ptr<f32>, LaunchError> {
-        lock(&self.0.rope).get(&self.0.device, heads, context)
+        lock(&self.0.rope).get(heads, context)
     }
 
-    /// What names the masks of this step, on the GPU.
-    fn step_state(
-        &self,
-        dropout: &Dropout,
-        first_token: u64,
-    ) -> Result<Ptr<StepState>, LaunchError> {
-        let now = StepState {
-            seed: dropout.seed,
-            step: dropout.step,
-            first_token,
-            reserved: 0,
-        };
-        let mut state = lock(&self.0.state);
-        if state.written != Some(now) {
-            self.0.device.write(state.device.ptr(), &[now])?;
-            state.written = Some(now);
-        }
-        Ok(state.device.ptr())
+    /// Room for what ops borrow and for the tables that they look up.
+    fn make_room(&self, passes: &Passes) -> Result<(), LaunchError> {
+        let d = &self.0.device;
+        let (_, room) = passes.cached.unwrap_or_default();
+        lock(&self.0.rope).reserve(d, passes.heads, passes.tokens.max(room))?;
+        let words = batch::words(passes.tokens, passes.targets);
+        self.0.batches.reserve(d, words)?;
+        self.scratch().reserve(d, facts::borrowed(passes))
+    }
+
+    /// The most bytes that ops borrowed so far, and how many they can.
+    pub fn borrowed(&self) -> (usize, usize) {
+        let scratch = self.scratch();
+        (scratch.most(), scratch.len())
     }
 
     /// A vector's address.
@@ -191,7 +173,7 @@ impl Cuda {
             sample::scratch_bytes(rows.len(), vocab),
             4 * rows.len(),
         ];
-        let [who_at, seen_at, work, out] = scratch.take(d, sizes)?;
+        let [who_at, seen_at, work, out] = scratch.take(sizes)?;
         d.write(who_at.cast(), &who)?;
         d.write(seen_at.cast(), &seen)?;
         let batch = sample::Batch {

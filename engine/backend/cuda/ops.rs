@@ -42,6 +42,15 @@ impl Backend for Cuda {
         batch.map_err(|e| self.error("the tables of a batch", e))
     }
 
+    fn rows(&self, batch: &Batch) -> usize {
+        batch.packed.tokens()
+    }
+
+    fn reserve(&self, passes: &Passes) -> Result<(), BackendError> {
+        let reserved = self.make_room(passes);
+        reserved.map_err(|e| self.error("what the ops of a pass borrow", e))
+    }
+
     fn arena_bytes(&self, need: &Need) -> u64 {
         Arena::bytes(need) as u64
     }
@@ -111,8 +120,8 @@ impl Backend for Cuda {
         &self,
         recording: &mut Recording,
         batch: &Batch,
-        cache: &mut Cache,
-        ops: impl FnOnce(&mut Cache),
+        cache: Option<&mut Cache>,
+        ops: impl FnOnce(Option<&mut Cache>),
     ) {
         self.recorded(recording, batch, cache, ops);
     }
@@ -162,9 +171,9 @@ impl Backend for Cuda {
             let d = &self.0.device;
             let runs = Runs::of(&batch.packed.ids);
             let mut scratch = self.scratch();
-            let [order, starts] = scratch.take(d, embed_bytes(batch.packed.tokens()))?;
-            d.write(order.cast(), &runs.order)?;
-            d.write(starts.cast(), &runs.starts)?;
+            let [order, starts] = scratch.take(embed_bytes(batch.packed.tokens()))?;
+            self.0.batches.copy(d, &runs.order, order.cast())?;
+            self.0.batches.copy(d, &runs.starts, starts.cast())?;
             let (order, starts, ids) = (order.cast(), starts.cast(), batch.ids);
             embed::backward(d, runs.len(), hidden, ids, order, starts, dx.ptr(), to)
         });
@@ -215,8 +224,7 @@ impl Backend for Cuda {
             let trained = match gain {
                 Vector::Frozen(..) => None,
                 Vector::Trained(slot) => {
-                    let [partials] =
-                        scratch.take(d, [4 * norm::column_sum_scratch(rows, hidden)])?;
+                    let [partials] = scratch.take([4 * norm::column_sum_scratch(rows, hidden)])?;
                     Some(GainGradient {
                         dgain: grads.ptr().at(slot.offset),
                         scratch: partials.cast(),
@@ -330,7 +338,6 @@ impl Backend for Cuda {
         vocab: usize,
         x: &Act,
         losses: &mut Float,
-        at: usize,
         backward: Option<HeadBackward<Cuda>>,
     ) {
         let head = Head {
@@ -341,7 +348,7 @@ impl Backend for Cuda {
             vocab,
             x,
         };
-        self.attempt(|| self.head_cross_entropy(&head, losses, at, backward));
+        self.attempt(|| self.head_cross_entropy(&head, losses, backward));
     }
 
     fn head_logits(
@@ -386,7 +393,7 @@ impl Backend for Cuda {
         let d = &self.0.device;
         self.attempt(|| {
             let mut scratch = self.scratch();
-            let [partials] = scratch.take(d, [8 * optimizer::NORM_SCRATCH])?;
+            let [partials] = scratch.take([8 * optimizer::NORM_SCRATCH])?;
             optimizer::norm(d, x.len(), x.ptr(), out.ptr(), partials.cast())
         });
     }

@@ -1,31 +1,37 @@
-//! Decoding steps as CUDA graphs: some hundred launches become one.
+//! Passes as CUDA graphs: hundreds of launches become one. Decoding steps and a training's passes alike.
 //!
-//! A step is run as it is the first two times (kernels are loaded, scratch grows to its size), recorded the third time and replayed from then on.
-//! Invariant: everything in a record that changes from step to step is read from device memory; what cannot be is in its [`Key`].
+//! A pass is run as it is the first two times that its kind comes (kernels are loaded), recorded the third time and replayed from then on.
+//! Invariant: everything in a record that changes from pass to pass is read from device memory; what cannot be is in its [`Key`].
 
 use super::{Batch, Cache, Cuda, lock};
 use medft_kernels::LaunchError;
 use medft_kernels::device::Graph;
 use std::collections::HashMap;
 
-/// Steps of a kind before it is recorded.
+/// Passes of a kind before it is recorded.
 const WARM: u32 = 2;
+
+/// Kinds that are recorded at most: the first to come a third time are the frequent ones. The driver keeps some kilobytes a launch.
+const MOST: usize = 64;
 
 /// What a record is good for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
-    /// Sequences of the batch.
     rows: usize,
-    /// Tokens that attention expects at most.
+    targets: usize,
+    /// Of attention's work lists.
+    entries: [usize; 2],
+    /// Tokens that attention over the cache expects at most.
     longest: usize,
     /// Where the batch's tables, RoPE's table and the scratch memory lie.
     addresses: [u64; 3],
 }
 
-/// The kinds of steps seen so far.
+/// The kinds of passes seen so far.
 #[derive(Default)]
 pub struct Recording {
     seen: HashMap<Key, Seen>,
+    graphs: usize,
 }
 
 enum Seen {
@@ -34,17 +40,19 @@ enum Seen {
 }
 
 impl Cuda {
-    /// Runs a decoding step's ops, or replays them.
+    /// Runs a pass's ops, or replays them.
     pub(super) fn recorded(
         &self,
         recording: &mut Recording,
         batch: &Batch,
-        cache: &mut Cache,
-        ops: impl FnOnce(&mut Cache),
+        cache: Option<&mut Cache>,
+        ops: impl FnOnce(Option<&mut Cache>),
     ) {
         let key = Key {
-            rows: batch.packed.sequences.len(),
-            longest: cache.longest(batch),
+            rows: batch.packed.tokens(),
+            targets: batch.packed.targets.len(),
+            entries: batch.entries(),
+            longest: cache.as_ref().map_or(0, |cache| cache.longest(batch)),
             addresses: [
                 batch.ids.address(),
                 lock(&self.0.rope).address(),
@@ -53,7 +61,7 @@ impl Cuda {
         };
         let seen = recording.seen.entry(key).or_insert(Seen::Times(0));
         match seen {
-            Seen::Times(times) if *times < WARM => {
+            Seen::Times(times) if *times < WARM || recording.graphs == MOST => {
                 *times += 1;
                 ops(cache);
             }
@@ -64,11 +72,14 @@ impl Cuda {
                 Ok(graph) => {
                     self.attempt(|| graph.launch());
                     *seen = Seen::Recorded(graph);
+                    recording.graphs += 1;
                 }
                 Err(e) => self.attempt(|| Err(e)),
             },
             Seen::Recorded(graph) => {
-                cache.note(batch);
+                if let Some(cache) = cache {
+                    cache.note(batch);
+                }
                 self.attempt(|| graph.launch());
             }
         }

@@ -22,17 +22,26 @@ impl RopeTable {
     }
 
     /// Pairs (cos, sin), `[at least context, dim / 2, 2]`.
-    pub fn get(
+    pub fn get(&self, heads: &Heads, context: usize) -> Result<Ptr<f32>, LaunchError> {
+        match &self.table {
+            Some(table) if self.positions >= context && self.inv_freq == heads.inv_freq => {
+                Ok(table.ptr())
+            }
+            _ => Err(LaunchError::Unsupported(format!(
+                "no rotation was planned for position {context}: this is a bug, please report it"
+            ))),
+        }
+    }
+
+    /// Makes a table for so many positions, unless there is one.
+    pub fn reserve(
         &mut self,
         device: &Device,
         heads: &Heads,
         context: usize,
-    ) -> Result<Ptr<f32>, LaunchError> {
-        if let Some(table) = &self.table
-            && self.positions >= context
-            && self.inv_freq == heads.inv_freq
-        {
-            return Ok(table.ptr());
+    ) -> Result<(), LaunchError> {
+        if self.get(heads, context).is_ok() {
+            return Ok(());
         }
         let positions = context.next_power_of_two().max(SHORTEST);
         let pairs = (0..positions)
@@ -41,12 +50,11 @@ impl RopeTable {
             .flat_map(|(sin, cos)| [cos as f32, sin as f32])
             .collect();
         let table = device.upload(&table)?;
-        let ptr = table.ptr();
         *self = RopeTable {
             inv_freq: heads.inv_freq.clone(),
             positions,
             table: Some(table),
         };
-        Ok(ptr)
+        Ok(())
     }
 }

@@ -2,12 +2,11 @@
 
 use super::lengths::Known;
 use super::shape::Shape;
-use crate::backend::Backend;
 use crate::backend::facts::{Facts, Passes};
+use crate::backend::{Backend, ROWS};
 use crate::generate::PASS_TOKENS;
-use crate::model::pass::Workspace;
+use crate::model::workspace::Workspace;
 use crate::train::division::{largest as largest_pass, usable};
-use crate::train::step::GROWTH;
 use medft_dsl::plan::{Evaluate, Part, Precision, Task, Train};
 use serde::Serialize;
 use std::fmt;
@@ -147,7 +146,7 @@ impl<B: Backend> Planner<'_, B> {
 
     /// With passes of so many tokens, of so many rows.
     fn train_pass(&self, tokens: usize, rows: u64, precision: Precision) -> Memory {
-        let tokens = tokens.next_multiple_of(GROWTH);
+        let tokens = tokens.next_multiple_of(ROWS);
         let groups = self.shape.groups();
         let passes = Passes {
             training: true,

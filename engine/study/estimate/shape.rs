@@ -3,8 +3,9 @@
 use crate::backend::facts::{Facts, GroupShape, MatrixShape};
 use crate::model::checkpoint::{Checkpoint, Tensor};
 use crate::model::config::Config;
-use crate::model::decoder::{ModelError, group_shapes};
+use crate::model::decoder::ModelError;
 use crate::model::trained::{LoraShape, Tuning, linear_shape, model_shapes, parameters};
+use crate::model::workspace::groups;
 use crate::study::StudyError;
 use crate::study::resolve::System;
 use medft_dsl::plan::{Adapter, Linear, Precision};
@@ -110,6 +111,6 @@ impl Shape {
 
     /// The groups of linear layers that share an input, of one layer.
     pub(super) fn groups(&self) -> Vec<GroupShape> {
-        group_shapes(&self.config, self.tuning.as_ref())
+        groups(&self.config, self.tuning.as_ref())
     }
 }

@@ -34,7 +34,8 @@ pub fn dropout(rig: &Rig) -> (Dropout, Buffer<StepState>) {
         seed: 1,
         step: 2,
         first_token: 0,
-        reserved: 0,
+        first_target: 0,
+        loss_scale: 1.0,
     }]);
     let dropout = Dropout {
         threshold: 6554,

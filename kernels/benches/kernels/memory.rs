@@ -2,6 +2,7 @@
 
 use crate::bench::{Bench, Work};
 use crate::models::{HEADS, LAYERS, TOKENS};
+use medft_kernels::linear::StepState;
 use medft_kernels::{Ptr, cross_entropy, elementwise, embed, norm, optimizer};
 
 pub fn all(bench: &mut Bench) {
@@ -220,6 +221,13 @@ fn losses(bench: &mut Bench, vocab: usize, model: &str) {
                     (rig.f32(n), rig.bf16(n), rig.f32(rows), rig.f32(rows));
                 let targets: Vec<u32> = (0..rows).map(|r| (r * 7919 % vocab) as u32).collect();
                 let targets = rig.upload(&targets);
+                let state = rig.upload(&[StepState {
+                    seed: 0,
+                    step: 0,
+                    first_token: 0,
+                    first_target: 0,
+                    loss_scale: 1e-3,
+                }]);
                 move |d| {
                     let chunk = cross_entropy::Chunk {
                         rows,
@@ -227,9 +235,9 @@ fn losses(bench: &mut Bench, vocab: usize, model: &str) {
                         logits: logits.ptr(),
                         stride: vocab,
                         targets: targets.ptr(),
+                        state: state.ptr(),
                     };
                     let to = cross_entropy::Gradient {
-                        scale: 1e-3,
                         d: d_logits.ptr(),
                         stride: vocab,
                     };

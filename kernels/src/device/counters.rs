@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 /// What a device was asked for since it was opened.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Memory reserved or freed, on the device or page-locked, and graphs made: the driver takes its time for all of them.
+    /// Memory reserved or freed, on the device or page-locked.
     pub allocations: u64,
+    /// Graphs made: the driver keeps some memory for each.
+    pub graphs: u64,
     /// Calls that wait for the GPU, or may: copies from pageable memory do where they are large.
     pub waits: u64,
     /// Time spent in them.
@@ -20,6 +22,7 @@ pub struct Counters {
 #[derive(Default)]
 pub(super) struct Counting {
     allocations: AtomicU64,
+    graphs: AtomicU64,
     waits: AtomicU64,
     waited: AtomicU64,
     launches: AtomicU64,
@@ -29,6 +32,7 @@ impl Counting {
     pub fn now(&self) -> Counters {
         Counters {
             allocations: self.allocations.load(Relaxed),
+            graphs: self.graphs.load(Relaxed),
             waits: self.waits.load(Relaxed),
             waited: Duration::from_nanos(self.waited.load(Relaxed)),
             launches: self.launches.load(Relaxed),
@@ -37,6 +41,10 @@ impl Counting {
 
     pub fn allocation(&self) {
         self.allocations.fetch_add(1, Relaxed);
+    }
+
+    pub fn graph(&self) {
+        self.graphs.fetch_add(1, Relaxed);
     }
 
     pub fn launch(&self) {

@@ -15,7 +15,7 @@ pub use failure::NoDevice;
 pub use graph::Graph;
 pub use pinned::Pinned;
 
-use crate::fatbins::FATBINS;
+use crate::fatbins::{ARCHITECTURES, FATBINS};
 use crate::launch::{Geometry, Gpu, Kernel, LaunchError, Launcher, Ptr, TensorMap};
 use bytemuck::Pod;
 use counters::Counting;
@@ -111,6 +111,7 @@ impl Device {
             memory: unsafe { result::device::total_mem(device) }
                 .map_err(driver("asking for the GPU's memory"))? as u64,
             hopper: capability == (9, 0)
+                && ARCHITECTURES.contains(&"sm_90a")
                 && std::env::var_os("MEDFT_PORTABLE").is_none_or(|v| v != "1"),
         };
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
@@ -241,9 +242,12 @@ impl Device {
             return self.synchronize();
         }
         self.bind()?;
-        // SAFETY: the caller owns `to.len()` elements at `from`.
-        unsafe { result::memcpy_dtoh_async(to, from.address(), self.0.stream) }
-            .map_err(driver("copying from the GPU"))?;
+        let copy = || {
+            // SAFETY: the caller owns `to.len()` elements at `from`.
+            unsafe { result::memcpy_dtoh_async(to, from.address(), self.0.stream) }
+        };
+        let copied = self.0.counting.wait(copy);
+        copied.map_err(driver("copying from the GPU"))?;
         self.synchronize()
     }
 
@@ -413,7 +417,7 @@ impl Device {
             .map_err(driver("recording a graph"));
         done?;
         let graph = graph?;
-        self.0.counting.allocation();
+        self.0.counting.graph();
         let mut exec = std::ptr::null_mut();
         // SAFETY: `graph` is valid and destroyed once; the executable is destroyed in `Graph::drop`.
         unsafe {

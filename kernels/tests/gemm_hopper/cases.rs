@@ -365,7 +365,8 @@ pub fn backward_case(d: &Device, g: Group, p: f64, seed: u64, tile: Tile) {
         seed: 0x0123_4567_89ab_cdef,
         step: 77,
         first_token: (1 << 32) - 5,
-        reserved: 0,
+        first_target: 0,
+        loss_scale: 1.0,
     };
     let mut dropout = Dropout {
         threshold: (p * 65536.0).round() as u32,

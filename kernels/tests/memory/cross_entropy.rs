@@ -1,7 +1,8 @@
 use crate::gpu::{Random, f64s, gpu, poisoned, poisoned_f32, within};
 use crate::{bits, bits32, few, rounded, wide};
 use half::bf16;
-use medft_kernels::cross_entropy::{self, Chunk, Gradient};
+use medft_kernels::cross_entropy::{self, Chunk, Gradient, NO_TARGET};
+use medft_kernels::linear::StepState;
 use proptest::prelude::*;
 
 struct Case {
@@ -53,6 +54,9 @@ fn case(rows: usize, vocab: usize, stride: usize, d_stride: usize, seed: u64) ->
     }
 }
 
+/// Where the losses begin.
+const FIRST: u32 = 3;
+
 struct Got {
     losses: Vec<f32>,
     lse: Vec<f32>,
@@ -65,8 +69,16 @@ fn run(c: &Case, fused: bool) -> Option<Got> {
         gpu.upload(&c.logits).unwrap(),
         gpu.upload(&c.targets).unwrap(),
     );
+    let state = StepState {
+        seed: 0,
+        step: 0,
+        first_token: 0,
+        first_target: FIRST,
+        loss_scale: c.scale,
+    };
+    let state = gpu.upload(&[state]).unwrap();
     let (losses, lse, d) = (
-        poisoned_f32(gpu, c.rows),
+        poisoned_f32(gpu, FIRST as usize + c.rows),
         poisoned_f32(gpu, c.rows),
         poisoned(gpu, c.rows * c.d_stride),
     );
@@ -76,9 +88,9 @@ fn run(c: &Case, fused: bool) -> Option<Got> {
         logits: logits.ptr(),
         stride: c.stride,
         targets: targets.ptr(),
+        state: state.ptr(),
     };
     let gradient = Gradient {
-        scale: c.scale,
         d: d.ptr(),
         stride: c.d_stride,
     };
@@ -89,7 +101,7 @@ fn run(c: &Case, fused: bool) -> Option<Got> {
         cross_entropy::gradient(gpu, &chunk, lse.ptr(), &gradient).unwrap();
     }
     Some(Got {
-        losses: losses.download().unwrap(),
+        losses: losses.download().unwrap().split_off(FIRST as usize),
         lse: lse.download().unwrap(),
         d: d.download().unwrap(),
     })
@@ -197,6 +209,34 @@ fn nan_and_infinity_reach_the_loss() {
                 got.losses
             );
             assert!(got.d[5000..10_000].iter().any(|d| d.is_nan()));
+        }
+    }
+}
+
+#[test]
+fn a_row_without_a_target_gets_no_loss_and_no_gradient() {
+    for vocab in [4097, 49_152] {
+        let mut c = case(
+            4,
+            vocab,
+            vocab.next_multiple_of(8),
+            vocab.next_multiple_of(8),
+            3,
+        );
+        let Some(want) = run(&c, true) else { return };
+        c.targets[2] = NO_TARGET;
+        for fused in [true, false] {
+            let got = run(&c, fused).unwrap();
+            let mut rows = got
+                .d
+                .chunks(c.d_stride)
+                .zip(want.d.chunks(c.d_stride))
+                .enumerate();
+            assert!(got.losses[2].is_nan(), "poison stays");
+            assert!(rows.all(|(row, (got, want))| match row {
+                2 => got.iter().all(|d| d.to_f32() == 0.0),
+                _ => !fused || bits(got) == bits(want),
+            }));
         }
     }
 }
