@@ -317,12 +317,13 @@ __device__ __forceinline__ void pack(const Pack& p) {
 }
 
 constexpr int THREADS = UNITS * UNIT_WARPS * WARP;
+constexpr int GRAD_BOUND = 512;  // 128 registers: four blocks of one unit on an SM (145 left three: 27 % slower on gate and up)
 extern "C" __global__ void __launch_bounds__(THREADS, 1) lora_down(const __grid_constant__ Down p) { down<2, 4, 160 * 1024, false>(p); }
 extern "C" __global__ void __launch_bounds__(THREADS, 1) lora_down_dropout(const __grid_constant__ Down p) { down<2, 4, 160 * 1024, true>(p); }
 extern "C" __global__ void __launch_bounds__(THREADS, 1) lora_down_short(const __grid_constant__ Down p) { down<1, 3, 99 * 1024, false>(p); }
 extern "C" __global__ void __launch_bounds__(THREADS, 1) lora_down_short_dropout(const __grid_constant__ Down p) { down<1, 3, 99 * 1024, true>(p); }
-extern "C" __global__ void __launch_bounds__(THREADS, 1) lora_grad(const __grid_constant__ Grad p) { grad<false>(p); }
-extern "C" __global__ void __launch_bounds__(THREADS, 1) lora_grad_dropout(const __grid_constant__ Grad p) { grad<true>(p); }
+extern "C" __global__ void __launch_bounds__(GRAD_BOUND, 1) lora_grad(const __grid_constant__ Grad p) { grad<false>(p); }
+extern "C" __global__ void __launch_bounds__(GRAD_BOUND, 1) lora_grad_dropout(const __grid_constant__ Grad p) { grad<true>(p); }
 extern "C" __global__ void __launch_bounds__(PACK_THREADS) lora_pack(const __grid_constant__ Pack p) { pack(p); }
 extern "C" __global__ void __launch_bounds__(SUM_THREADS) lora_sum(const __grid_constant__ Sum p) {
     uint32_t which = 0;
