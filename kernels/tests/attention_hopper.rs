@@ -413,3 +413,33 @@ fn forward_twenty_times_is_bitwise_equal() {
 fn backward_twenty_times_is_bitwise_equal() {
     twenty_runs(true);
 }
+
+#[test]
+fn a_neighbour_full_of_nan_is_not_seen() {
+    let Some(device) = hopper() else { return };
+    for dim in [64, 128] {
+        let case = Case::new(4, 2, dim, vec![65, 70, 33, 193, 140], 11);
+        let mut i = inputs(&case);
+        let clean = run(device, &case, &i, true);
+        let (width, o_width) = (case.heads.width(), case.heads.queries * dim);
+        for rows in [65..135, 168..361] {
+            i.qkv[rows.start * width..rows.end * width].fill(bf16::NAN);
+            i.dout[rows.start * o_width..rows.end * o_width].fill(bf16::NAN);
+        }
+        let dirty = run(device, &case, &i, true);
+        for rows in [0..65, 135..168, 361..501] {
+            let (o, d) = (
+                rows.start * o_width..rows.end * o_width,
+                rows.start * width..rows.end * width,
+            );
+            assert!(
+                clean.out[o.clone()] == dirty.out[o],
+                "out, dim {dim}, rows {rows:?}"
+            );
+            assert!(
+                clean.dqkv[d.clone()] == dirty.dqkv[d],
+                "dqkv, dim {dim}, rows {rows:?}"
+            );
+        }
+    }
+}

@@ -174,7 +174,7 @@ fn sum(bytes: &[usize]) -> usize {
     bytes.iter().map(|b| b.next_multiple_of(ALIGNMENT)).sum()
 }
 
-/// A linear layer's, forward and backward.
+/// A linear layer's, forward and backward; in training with dropout's masks.
 fn group_scratch(shape: &GroupShape, p: &Passes) -> usize {
     let members = shape
         .outputs
@@ -183,11 +183,11 @@ fn group_scratch(shape: &GroupShape, p: &Passes) -> usize {
         .zip(shape.ranks.iter().copied());
     let group = kernel_group(p.tokens, shape.inputs, members);
     let wide = p.full || p.precision == Precision::Nf4;
-    let forward = sum(&forward_bytes(&group, wide));
+    let forward = sum(&forward_bytes(&group, wide, p.training));
     if !p.training {
         return forward;
     }
-    forward.max(sum(&backward_bytes(&group, wide, p.full)))
+    forward.max(sum(&backward_bytes(&group, wide, p.full, true)))
 }
 
 fn attention_scratch(p: &Passes) -> usize {

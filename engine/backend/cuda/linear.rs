@@ -8,6 +8,7 @@ use super::{Batch, Cuda};
 use crate::backend::{Epilogue, Group, GroupWeight, Linear, Vector};
 use crate::model::nf4::BLOCK;
 use half::bf16;
+use medft_kernels::dropout::{self, Draw};
 use medft_kernels::linear::{self, LowBackward, LowForward, MEMBERS, NO_LOW};
 use medft_kernels::lora::{self, Slots};
 use medft_kernels::{LaunchError, Launcher, Ptr, gemm, gemm_hopper, norm, skinny, weight_grad};
@@ -46,13 +47,19 @@ pub fn kernel_group(
     group
 }
 
-/// Scratch of the forward product: A, B, biases, and the weights in bf16 if they lie in another form.
-pub fn forward_bytes(g: &linear::Group, wide: bool) -> [usize; 4] {
-    [a_bytes(g), b_bytes(g), 4 * g.columns(), wide_bytes(g, wide)]
+/// Scratch of the forward product: A, B, biases, dropout's masks, and the weights in bf16 if they lie in another form.
+pub fn forward_bytes(g: &linear::Group, wide: bool, dropout: bool) -> [usize; 5] {
+    [
+        a_bytes(g),
+        b_bytes(g),
+        4 * g.columns(),
+        mask_bytes(g, dropout),
+        wide_bytes(g, wide),
+    ]
 }
 
-/// Scratch of the backward pass: A, B, the gradient of the low-rank product, partial sums, and the weights as above.
-pub fn backward_bytes(g: &linear::Group, wide: bool, trained: bool) -> [usize; 5] {
+/// Scratch of the backward pass: A, B, the gradient of the low-rank product, partial sums, masks and weights as above.
+pub fn backward_bytes(g: &linear::Group, wide: bool, trained: bool, dropout: bool) -> [usize; 6] {
     let adapters = if g.rank > 0 { lora::scratch_len(g) } else { 0 };
     let own = g.outputs.iter().map(|outputs| {
         let weight = match trained {
@@ -68,6 +75,7 @@ pub fn backward_bytes(g: &linear::Group, wide: bool, trained: bool) -> [usize; 5
         b_bytes(g),
         up,
         4 * partials,
+        mask_bytes(g, dropout),
         wide_bytes(g, wide),
     ]
 }
@@ -80,6 +88,10 @@ fn b_bytes(g: &linear::Group) -> usize {
     2 * g.columns() * g.rank
 }
 
+fn mask_bytes(g: &linear::Group, dropout: bool) -> usize {
+    if dropout { 4 * dropout::kept_len(g) } else { 0 }
+}
+
 fn wide_bytes(g: &linear::Group, wide: bool) -> usize {
     if wide { 2 * g.columns() * g.inputs } else { 0 }
 }
@@ -88,7 +100,8 @@ fn wide_bytes(g: &linear::Group, wide: bool) -> usize {
 struct Shape {
     group: linear::Group,
     scale: f32,
-    dropout: Option<linear::Dropout>,
+    /// What draws the masks, and the factor of what they keep.
+    dropout: Option<(Draw, f32)>,
 }
 
 impl Cuda {
@@ -104,13 +117,13 @@ impl Cuda {
             shape.scale = lora.scale;
             if let Some(dropout) = &lora.dropout {
                 let state = self.step_state(dropout, batch.packed.first_token)?;
-                let masks = shape.dropout.get_or_insert(linear::Dropout {
+                let draw = Draw {
                     threshold: dropout.threshold(),
-                    keep_scale: dropout.keep_scale(),
                     state,
                     streams: [0; MEMBERS],
-                });
-                masks.streams[i] = dropout.stream;
+                };
+                let (draw, _) = shape.dropout.get_or_insert((draw, dropout.keep_scale()));
+                draw.streams[i] = dropout.stream;
             }
         }
         Ok(shape)
@@ -140,7 +153,8 @@ impl Cuda {
             };
         let wide = !direct && !matches!(stored, Some(Stored::Bf16(_)));
         let mut scratch = self.scratch();
-        let [a, b, bias, weight] = scratch.take(d, forward_bytes(&g, wide))?;
+        let sizes = forward_bytes(&g, wide, shape.dropout.is_some());
+        let [a, b, bias, masks, weight] = scratch.take(d, sizes)?;
         let (a, b) = (a.cast::<bf16>(), b.cast::<bf16>());
         let adapted = g.rank > 0;
         if adapted {
@@ -148,15 +162,9 @@ impl Cuda {
             if few {
                 skinny::down(d, &g, x.ptr(), a, shape.scale, low.ptr())?;
             } else {
-                lora::down(
-                    d,
-                    &g,
-                    x.ptr(),
-                    a,
-                    shape.scale,
-                    shape.dropout.as_ref(),
-                    low.ptr(),
-                )?;
+                let dropout = self.masks(&shape, masks.cast())?;
+                let dropout = dropout.as_ref();
+                lora::down(d, &g, x.ptr(), a, shape.scale, dropout, low.ptr())?;
             }
         }
         let mut forward = linear::Forward {
@@ -189,6 +197,16 @@ impl Cuda {
         self.product(&forward)
     }
 
+    /// Draws a group's masks into scratch, anew in the backward pass: kept from the forward pass they would be an eighth of a byte an element of
+    /// every adapter's input.
+    fn masks(&self, shape: &Shape, kept: Ptr<u32>) -> Result<Option<linear::Dropout>, LaunchError> {
+        let Some((draw, keep_scale)) = shape.dropout else {
+            return Ok(None);
+        };
+        dropout::draw(&self.0.device, &shape.group, &draw, kept)?;
+        Ok(Some(linear::Dropout { kept, keep_scale }))
+    }
+
     /// `y = epilogue(x W^T ...)`, by the Hopper kernel if it takes the shape.
     pub(super) fn product(&self, forward: &linear::Forward) -> Result<(), LaunchError> {
         let d = &self.0.device;
@@ -218,7 +236,9 @@ impl Cuda {
         let wide = !matches!(stored(group), Some(Stored::Bf16(_)));
         let trained = matches!(group.weight, GroupWeight::Trained(_));
         let mut scratch = self.scratch();
-        let [a, b, up, partials, weight] = scratch.take(d, backward_bytes(&g, wide, trained))?;
+        let sizes = backward_bytes(&g, wide, trained, shape.dropout.is_some());
+        let [a, b, up, partials, masks, weight] = scratch.take(d, sizes)?;
+        let dropout = self.masks(&shape, masks.cast())?;
         let (a, b, up, partials) = (
             a.cast::<bf16>(),
             b.cast::<bf16>(),
@@ -236,7 +256,7 @@ impl Cuda {
                     dy: dy.ptr(),
                     low: low.ptr(),
                     g: up,
-                    dropout: shape.dropout,
+                    dropout,
                     members: slots(group, grads),
                     scratch: partials,
                 },
@@ -261,11 +281,7 @@ impl Cuda {
             group: g,
             dy: dy.ptr(),
             weight: self.wide(group, values, weight.cast())?,
-            low: (g.rank > 0).then_some(LowBackward {
-                g: up,
-                a,
-                dropout: shape.dropout,
-            }),
+            low: (g.rank > 0).then_some(LowBackward { g: up, a, dropout }),
             dx: dx.ptr(),
         })
     }
