@@ -6,7 +6,9 @@ use crate::launch::{Geometry, Kernel, LaunchError, Launcher, Ptr};
 use crate::linear::{Group, MEMBERS, NO_LOW, StepState};
 use bytemuck::{Pod, Zeroable};
 
+/// Of a block, and the words that each draws.
 const THREADS: usize = 256;
+const RUN: usize = 4;
 /// Columns that a row's words are padded to: 32 bytes of bits, a Hopper product's widest tile.
 const PADDED: usize = 256;
 
@@ -96,7 +98,7 @@ pub fn draw(
         family: "dropout",
         name: "dropout_draw",
     };
-    let blocks = (group.rows * stride).div_ceil(THREADS) as u32;
+    let blocks = (group.rows * stride / RUN).div_ceil(THREADS) as u32;
     let geometry = Geometry {
         grid: [blocks, count as u32, 1],
         block: THREADS as u32,
