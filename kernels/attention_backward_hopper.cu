@@ -353,7 +353,8 @@ __device__ __forceinline__ void consume_queries(const BackwardParams& p, uint32_
             wgmma_commit();
             wgmma_wait<1>();
             hold(s);
-            if (before >= 0 && lane == 0) mbarrier_arrive(base + M::EMPTY + 8 * before);  // the step before is done with it
+            warp_barrier();  // all lanes have read the step before's lse and delta
+            if (before >= 0 && lane == 0) mbarrier_arrive(base + M::EMPTY + 8 * before);
             if (j == wg) {
 #pragma unroll
                 for (int b = 0; b < STEP / 8; ++b)
@@ -389,6 +390,7 @@ __device__ __forceinline__ void consume_queries(const BackwardParams& p, uint32_
         wgmma_wait<0>();
         hold(dk);
         hold(dv);
+        warp_barrier();
         if (lane == 0) {
             if (before >= 0) mbarrier_arrive(base + M::EMPTY + 8 * before);
             mbarrier_arrive(base + M::K_EMPTY);

@@ -27,8 +27,6 @@ template <int S> __device__ __forceinline__ void wgmma_pin(float (&d)[S]) {
 #pragma unroll
     for (int i = 0; i < S; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
-__device__ __forceinline__ void wgmma_pin(uint32_t& v) { asm volatile("" : "+r"(v)::"memory"); }
-__device__ __forceinline__ void wgmma_pin(uint64_t& v) { asm volatile("" : "+l"(v)::"memory"); }
 
 // d[FIRST ..] = (keep ? d : 0) + a b. B_N_MAJOR: b is stored [k][n], else [n][k].
 template <int FIRST, bool B_N_MAJOR, int S> __device__ __forceinline__ void wgmma_n256(float (&d)[S], uint32_t a, uint32_t b, uint32_t keep) {
