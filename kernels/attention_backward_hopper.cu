@@ -11,7 +11,7 @@
 // Peak to reach: 340 TFLOP/s at 4,096 tokens with 2.5 forwards counted (KERNELS.md, section 8).
 //
 // Warpgroup 0 produces (one thread issues the loads; in dkdv another warp brings lse and delta, whose rows are not aligned for the copy
-// engine), 1 and 2 consume 64 rows each. Rows past the sequence's end get lse = +inf: their P is 0.
+// engine), 1 and 2 consume 64 rows each. Queries past the sequence's end get lse = +inf: their P is 0; rows that a product sums over become 0 there.
 #include "prim/wgmma_attention.cuh"
 #include "prim/pipeline_attention.cuh"
 
@@ -141,7 +141,7 @@ template <int DIM> __device__ __forceinline__ void consume_keys(const BackwardPa
     for (uint32_t n = 0;; ++n) {
         wait(base + M::Q_FULL, n & 1);
         if (tiles[n & 1].length == 0) return;
-        const int blocks = tiles[n & 1].tile + 1;
+        const int blocks = tiles[n & 1].tile + 1, own = tiles[n & 1].length - (blocks - 1) * KEYS;  // own: keys of block 0 that are the sequence's
         float lse2[2], delta[2], dq[DIM / 2];
         {
             const Tile t = tiles[n & 1];
@@ -166,6 +166,11 @@ template <int DIM> __device__ __forceinline__ void consume_keys(const BackwardPa
             uint32_t a[KEYS / 16][4];
             const uint32_t k = base + M::K + ring.stage * M::TILE, v = base + M::V + ring.stage * M::TILE;
             wait(base + M::FULL + 8 * ring.stage, ring.phase);
+            if (j == 0 && own < KEYS) {
+                clear_rows<DIM, KEYS>(k, BOX, own);
+                clear_rows<DIM, KEYS>(v, BOX, own);
+                publish_rows(wg);
+            }
             wgmma_fence();
             issue_abt<DIM>(s, q, BOX, k, BOX);
             wgmma_commit();
@@ -315,7 +320,8 @@ __device__ __forceinline__ void consume_queries(const BackwardParams& p, uint32_
     for (uint32_t n = 0;; ++n) {
         wait(base + M::K_FULL, n & 1);
         if (tiles[n & 1].length == 0) return;
-        const int steps = div_up(tiles[n & 1].length - first_key(tiles[n & 1]), STEP), group = p.group;
+        const int left_rows = tiles[n & 1].length - first_key(tiles[n & 1]), steps = div_up(left_rows, STEP), group = p.group;
+        const int own = left_rows - (steps - 1) * STEP;  // queries of the last step that are the sequence's
         float dk[DIM / 2], dv[DIM / 2];
 #pragma unroll
         for (int i = 0; i < DIM / 2; ++i) dk[i] = dv[i] = 0.f;
@@ -335,6 +341,11 @@ __device__ __forceinline__ void consume_queries(const BackwardParams& p, uint32_
             const uint32_t q = base + M::Q + ring.stage * M::STEP_TILE, dout = base + M::DOUT + ring.stage * M::STEP_TILE;
             const float* l = lse + ring.stage * STEP + 2 * quad;
             const float* d = delta + ring.stage * STEP + 2 * quad;
+            if (j == steps - 1 && own < STEP) {
+                clear_rows<DIM, STEP>(q, HALF_BOX, own);
+                clear_rows<DIM, STEP>(dout, HALF_BOX, own);
+                publish_rows(wg);
+            }
             wgmma_fence();
             issue_abt<DIM>(s, k, BOX, q, HALF_BOX);
             wgmma_commit();
@@ -342,7 +353,8 @@ __device__ __forceinline__ void consume_queries(const BackwardParams& p, uint32_
             wgmma_commit();
             wgmma_wait<1>();
             hold(s);
-            if (before >= 0 && lane == 0) mbarrier_arrive(base + M::EMPTY + 8 * before);  // the step before is done with it
+            warp_barrier();  // all lanes have read the step before's lse and delta
+            if (before >= 0 && lane == 0) mbarrier_arrive(base + M::EMPTY + 8 * before);
             if (j == wg) {
 #pragma unroll
                 for (int b = 0; b < STEP / 8; ++b)
@@ -378,6 +390,7 @@ __device__ __forceinline__ void consume_queries(const BackwardParams& p, uint32_
         wgmma_wait<0>();
         hold(dk);
         hold(dv);
+        warp_barrier();
         if (lane == 0) {
             if (before >= 0) mbarrier_arrive(base + M::EMPTY + 8 * before);
             mbarrier_arrive(base + M::K_EMPTY);

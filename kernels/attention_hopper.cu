@@ -8,8 +8,8 @@
 //
 // Warpgroup 0 produces (one thread issues all loads), 1 and 2 consume 64 query rows each. S of block j + 1 is issued before out += P v of block
 // j, so softmax runs under it; the two warpgroups take turns issuing, so that one's softmax runs under the other's products. Blocks of keys run
-// from the diagonal down: only the first is masked, and it holds a visible key for every row, so no maximum is ever -inf. Rows past the
-// sequence's end (they belong to the next) compute on their own and are not stored.
+// from the diagonal down: only the first is masked, and it holds a visible key for every row, so no maximum is ever -inf. Queries past the
+// sequence's end (they belong to the next) compute on their own and are not stored; values past it become 0.
 #include "prim/wgmma_attention.cuh"
 #include "prim/pipeline_attention.cuh"
 
@@ -135,6 +135,12 @@ template <int DIM> __device__ __forceinline__ void consume(const ForwardParams& 
                 if (8 * b + 2 * quad + (i & 1) > local + 8 * (i >> 1)) s[4 * b + i] = MINUS_INFINITY;
         softmax(s, rows, shrink, scale2, true);
         to_operand(s, a);
+        const int own = tiles[n & 1].length - (blocks - 1) * KEYS;  // keys of the block that are the sequence's
+        if (own < KEYS) {
+            wait(base + M::V_FULL + 8 * vr.stage, vr.phase);
+            clear_rows<DIM, KEYS>(base + M::V + vr.stage * M::TILE, BOX, own);
+            publish_rows(wg);
+        }
 
 #pragma unroll 1
         for (int j = 1; j < blocks; ++j) {

@@ -10,7 +10,7 @@
 // an SM of sm_90. On sm_90 mma.sync issues 0.62 mma a clock; at that rate shared memory is busy 93 % (ldmatrix 62 %, cp.async 31 %) and L2 gives
 // 40 bytes a clock and SM; the wide tile, 128x256, 8 warps, needs 85 % and 30. Peak to reach: 60 % of wgmma's on sm_90, >= 90 % of cuBLAS on
 // sm_80 and sm_120.
-#include "prim/philox.cuh"
+#include "prim/dropout.cuh"
 #include "prim/tile.cuh"
 
 // ---- Tiles -------------------------------------------------------------------------------------------------------------------------
@@ -62,17 +62,17 @@ struct Part {
 };
 struct Product {
     const bf16* a; const bf16* b; const float* bias; const bf16* low; const bf16* low_b;
-    const bf16* residual; const float* table; const uint32_t* positions; void* y; bf16* h; const StepState* state;
+    const bf16* residual; const float* table; const uint32_t* positions; void* y; bf16* h;
+    Masks masks;                             // nn with dropout
     uint32_t lda, ldb, ldy, ldlow, ldlow_b;
     uint32_t rows, tiles_m, tiles_n, group;  // group: row tiles that run through all columns together, for L2
     uint32_t parts_len;
     uint32_t mode, head_dim, rotated;        // SWIGLU: head_dim is N, so that gate and up are the halves of one head
-    float scale;
-    uint32_t threshold; float keep_scale;
-    uint32_t members, rank, low_at[PARTS], streams[PARTS];  // nn with dropout
+    float scale, keep_scale;
+    uint32_t members, rank, low_at[PARTS];   // nn with dropout
     Part parts[PARTS];
 };
-static_assert(sizeof(Part) == 40 && sizeof(Product) == 304, "as in kernels/src/gemm.rs");
+static_assert(sizeof(Part) == 40 && sizeof(Product) == 296, "as in kernels/src/gemm.rs");
 
 // Where the loads stand in the chain of segments.
 struct Cursor {
@@ -269,7 +269,6 @@ template <class T> struct Loader {
 template <class T>
 __device__ __forceinline__ void masked_low(const Product& p, Loader<T>& loader, float (&sum)[T::MI][2 * T::NI][4], uint32_t smem, uint32_t a_lane,
                                            uint32_t b_lane, uint32_t first_row, uint32_t first_column) {
-    const StepState state = *p.state;
     const uint32_t g = lane_id() / 4, q = lane_id() % 4;
     for (uint32_t m = 0; m < p.members; ++m) {
         if (p.low_at[m] == NO_LOW) continue;
@@ -291,17 +290,14 @@ __device__ __forceinline__ void masked_low(const Product& p, Loader<T>& loader, 
                     T::B::fragment(b[1], stage + T::A::BYTES, b_lane, 2 * nb + 1, kk);
                     mma_blocks<1, 2>(spare, a, b);
                 }
-                const uint64_t token = state.first_token + first_row + mi * BLOCK + g;
-                const uint32_t block = first_column / 32 + nb;
-                const Philox upper = dropout_uniforms(state, p.streams[m], token, block, q);
-                const Philox lower = dropout_uniforms(state, p.streams[m], token + 8, block, q);
 #pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    float(&to)[4] = sum[mi][4 * nb + j];
-                    if (keeps_low(upper.w[j], p.threshold)) to[0] += spare[0][j][0] * p.keep_scale;
-                    if (keeps_high(upper.w[j], p.threshold)) to[1] += spare[0][j][1] * p.keep_scale;
-                    if (keeps_low(lower.w[j], p.threshold)) to[2] += spare[0][j][2] * p.keep_scale;
-                    if (keeps_high(lower.w[j], p.threshold)) to[3] += spare[0][j][3] * p.keep_scale;
+                for (int lower = 0; lower < 2; ++lower) {
+                    const uint32_t bits = *p.masks.at(p.low_at[m] / p.rank, first_row + mi * BLOCK + g + 8 * lower, first_column + 32 * nb) >> 4 * q;
+#pragma unroll
+                    for (int j = 0; j < 4; ++j)
+#pragma unroll
+                        for (int h = 0; h < 2; ++h)
+                            add_if_kept(sum[mi][4 * nb + j][2 * lower + h], bits, 1u << (j + 16 * h), spare[0][j][2 * lower + h], p.keep_scale);
                 }
             }
         __syncthreads();

@@ -4,7 +4,7 @@
 //   backward  out[T, K] = a[T, N] b[N, K] + keep_scale mask . (a2[T, R] b2[R, K])           a = dy, b = W, a2 = G', b2 = A
 // All matrices row-major bf16 (out of `float` f32), products and sums f32, each output is written (`=`) once, rounded once.
 // The adapters' part is more K of the same sum: the producer changes tensor maps, the consumers see no difference. Only under dropout is it
-// a product of its own (mma.sync, 32 columns at a time), masked before it is added, because the mask must not touch the base product.
+// a product of its own (64 columns at a time), masked before it is added, because the mask must not touch the base product.
 // A SwiGLU tile is 128 gate and the same 128 up columns; its adapters' stages hold zeros for the other half (rows of b2 past the end).
 //
 // Budget of a 128 x 256 tile: 2 * 128 * 256 * K FLOP; (128 + 256) * K * 2 bytes from L2, (128 + 128) * K * 2 with a pair sharing b.
@@ -17,8 +17,8 @@
 // Pairs: two blocks of a cluster work on two row tiles of one column tile; each brings half of b for both.
 // Order of tiles: groups of `group` rows (of pairs), inside a group rows first, so that a group's rows of a and the columns of b that are
 // in work stay in L2.
+#include "prim/dropout.cuh"
 #include "prim/mbarrier.cuh"
-#include "prim/philox.cuh"
 #include "prim/tma.cuh"
 #include "prim/types.cuh"
 #include "prim/warp.cuh"
@@ -62,11 +62,11 @@ struct Params {
     const uint32_t* positions;           // [rows]
     void* out_at;
     bf16* extra_at;                      // null: no residual
-    const StepState* state;
+    Masks masks;                         // DROPOUT
     uint32_t rows, columns, depth, rank; // of out; K of the base product; K of the adapters' (BACKWARD: of all together)
     uint32_t width[MEMBERS], low_at[MEMBERS];
-    uint32_t streams[MEMBERS], threshold;
-    float keep_scale;
+    float keep_scale;                    // 1 / (1 - p)
+    uint32_t planes;                     // of the masks: adapted members
     uint32_t head_dim, rotated;          // rotated: columns
     uint32_t tiles_m, tiles_n, group;    // tiles_m and group count rows of clusters
 };
@@ -249,54 +249,48 @@ template <class T, Kind KIND, int CLUSTER> struct Consumer {
         wgmma_pin(d);
     }
 
-    // d += keep_scale sum over members of mask . (a2 b2). By mma.sync, 32 columns at a time: a spare wgmma accumulator of 64 columns made ptxas
-    // serialise every wgmma of the kernel and spill; beside Philox (80 instructions for 8 elements) the slower product does not show.
-    __device__ __forceinline__ void masked_low(float (&d)[ACCUMULATORS], const Place& w) {
-        const StepState state = *p.state;
-        const uint64_t token = state.first_token + w.row + 64 * group + 16 * warp + lane / 4;
-        // Row lane % 16 and 16-byte chunk lane / 16 of a 128-byte swizzled box; chunk c + 2 i is at this ^ 32 i.
-        const uint32_t lane_at = lane % 16 * (BK * 2) + ((lane / 16 ^ lane % 8) << 4);
+    // What the masks keep of this thread's two rows, 128 columns a word of four.
+    struct Kept { uint4 of[T::BN / 128][2]; };
+    __device__ __forceinline__ void fetch_kept(uint4 (&kept)[2], const Place& w, uint32_t plane, int half) const {
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+            kept[r] = __ldg(reinterpret_cast<const uint4*>(p.masks.at(plane, w.row + 64 * group + 16 * warp + lane / 4 + 8 * r, w.column + 128 * half)));
+    }
+
+    // d += keep_scale sum over members of mask . (a2 b2).
+    __device__ __forceinline__ void masked_low(float (&d)[ACCUMULATORS], const Place& w, Kept& kept) {
+        uint32_t plane = 0;
 #pragma unroll 1
-        for (uint32_t m = 0; m < MEMBERS; ++m)
+        for (uint32_t m = 0; m < MEMBERS; ++m) {
+            const uint32_t steps = low_steps(p, m);
+            if (steps == 0) continue;
+            plane = min(plane + 1, p.planes - 1);  // of what is fetched next
 #pragma unroll 1
-            for (uint32_t s = 0; s < low_steps(p, m); ++s) {
+            for (uint32_t s = 0; s < steps; ++s) {
                 mbarrier_wait(full + 8 * at.stage, at.phase);
-                const uint32_t from = base + at.stage * T::STAGE, stream = p.streams[m];
+                const uint32_t a = a_low(at.stage), b = b_low(at.stage);
 #pragma unroll
-                for (int block = 0; block < T::BN / 32; ++block) {
-                    // As if they changed: else key schedules, first rounds and addresses of all blocks are kept in registers.
-                    StepState now = state;
-                    uint32_t from_stream = stream, column = w.column + 32 * block;
-                    wgmma_pin(now.seed);
-                    wgmma_pin(from_stream);
-                    wgmma_pin(column);
-                    Philox u[2];
+                for (int c = 0; c < T::BN / 64; ++c) {
+                    float part[32];
+                    wgmma_fence();
 #pragma unroll
-                    for (int r = 0; r < 2; ++r) u[r] = dropout_uniforms(now, from_stream, token + 8 * r, column / 32, lane % 4);
-                    float part[4][4] = {};
-                    const uint32_t box = from + A_BYTES + block / 2 * (BK * BK * 2);
+                    for (int k = 0; k < K16; ++k) wgmma_n64<0, true>(part, a + k * WGMMA_K16, b + c * (BK * BK * 2 >> 4) + k * B_STEP, k > 0);
+                    wgmma_commit();
+                    wgmma_wait<0>();
+                    wgmma_pin(part);
 #pragma unroll
-                    for (int k = 0; k < K16; ++k) {
-                        uint32_t a[4];  // fetched again for each block: sixteen registers less
-                        ldmatrix_x4(a, from + (64 * group + 16 * warp) * (BK * 2) + (lane_at ^ 32 * k));
-#pragma unroll
-                        for (int j = 0; j < 4; j += 2) {
-                            uint32_t b[4];
-                            ldmatrix_x4_trans(b, box + k * (16 * BK * 2) + (lane_at ^ 64 * (block % 2) ^ 16 * j));
-                            mma_m16n8k16(part[j], a, b[0], b[1]);
-                            mma_m16n8k16(part[j + 1], a, b[2], b[3]);
-                        }
+                    for (int i = 0; i < 32; ++i) {
+                        const uint4& four = kept.of[c / 2][i / 2 % 2];
+                        const uint32_t bits = (c % 2 ? i / 16 ? four.w : four.z : i / 16 ? four.y : four.x) >> 4 * (lane % 4);
+                        add_if_kept(d[32 * c + i], bits, 1u << (i / 4 % 4 + 16 * (i % 2)), part[i], p.keep_scale);
                     }
-#pragma unroll
-                    for (int i = 0; i < 16; ++i) {
-                        const uint32_t word = u[i / 2 % 2].w[i / 4], uniform = i % 2 ? word >> 16 : word & 0xffff;
-                        add_if_kept(d[16 * block + i], uniform, p.threshold, part[i / 4][i % 4], p.keep_scale);
-                    }
+                    if (c % 2 && s + 1 == steps) fetch_kept(kept.of[c / 2], w, plane, c / 2);
                 }
                 __syncwarp();
                 release(at.stage);
                 at.next();
             }
+        }
     }
 
     // Column of d[4 j ..].
@@ -394,10 +388,13 @@ template <class T, Kind KIND, int CLUSTER> struct Consumer {
     }
 
     // What the epilogue needs from memory, fetched before the product.
-    struct Early { Bias bias; uint2 at_rows; };
+    struct Early { Bias bias; uint2 at_rows; Kept kept; };
     __device__ __forceinline__ void fetch(Early& early, const Place& w) const {
         if (!NM) fetch_bias(early.bias, w);
         if (KIND == ROPE) early.at_rows = positions(w);
+        if constexpr (KIND == DROPOUT)
+#pragma unroll
+            for (int half = 0; half < T::BN / 128; ++half) fetch_kept(early.kept.of[half], w, 0, half);
     }
     __device__ __forceinline__ void store(float (&d)[ACCUMULATORS], const Place& w, const Early& early) {
         const int row = w.row + 64 * group;
@@ -496,10 +493,11 @@ template <int BN, Kind KIND, int CLUSTER> __device__ __forceinline__ void gemm(c
             consumer.fetch(early, w);
             float d[BN / 2];
             consumer.product(d, w.member);
-            if constexpr (KIND == DROPOUT) consumer.masked_low(d, w);
+            if constexpr (KIND == DROPOUT) consumer.masked_low(d, w, early.kept);
             consumer.store(d, w, early);
+            // In the loop: behind it, ptxas kept the consumers to 168 registers, spilled and serialised every wgmma under DROPOUT.
+            if (tile + stride >= tiles && consumer.leader()) tma_store_wait<0>();
         }
-        if (consumer.leader()) tma_store_wait<0>();
     }
     // A block whose peer still arrives at its barriers or sends it tiles must not be gone.
     if (CLUSTER > 1) cluster_barrier();

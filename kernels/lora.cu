@@ -4,16 +4,15 @@
 // sum: gradients += partials in split order               pack: f32 A, B of the true rank -> bf16 A[R, K], B[N, rank], zero-padded
 // bf16 row-major inputs, sums f32 in registers, one rounding (down) or none (grad). down, pack `=`; grad partials `=`; sum `+=`.
 // A unit is up to 64 columns of one member's low-rank space. Four warps serve a unit; a block's units share its tile of x (or dy), which is
-// read once. Dropout is drawn in registers, one Philox call for eight elements: mask bits never see memory.
+// read once. Dropout's bits (dropout.cu) are read once more for each member: 12 MB beside the 67 MB of x.
 //
-// Budget at T = 16384, K = 2048, r = 64, three members: 67 MB of x, 13 GFLOP, 16 us of HBM; with dropout 12.6M Philox calls of ~90
-// instructions are ~40 us of integer issue on 132 SMs. 40 KB a stage, 4 stages: 160 KB, one block of 384 threads an SM
-// (the 64-row form: 96 KB, for few rows and for parts with 99 KB); grad: 80 KB. 64 accumulators a thread.
-#include "prim/philox.cuh"
+// Budget at T = 16384, K = 2048, r = 64, three members: 67 MB of x, 13 GFLOP, 16 us of HBM. 40 KB a stage, 4 stages: 160 KB, one block of
+// 384 threads an SM (the 64-row form: 96 KB, for few rows and for parts with 99 KB); grad: 80 KB (86 with masks). 64 accumulators a thread.
+#include "prim/dropout.cuh"
 #include "prim/tile.cuh"
 
 constexpr int STAGES = 4;             // of grad
-constexpr int DEPTH = 32;             // rows of x a step of grad; columns of a dropout draw
+constexpr int DEPTH = 32;             // rows of x a step of grad
 constexpr int DOWN_DEPTH = 64;        // columns of x a step of down: whole 128-byte lines (at 64 bytes HBM gave a third of its rate)
 constexpr int UNIT = 64;              // low-rank columns of a unit: 64 accumulators a thread at 32 rows a warp
 constexpr int UNIT_WARPS = 4;
@@ -25,18 +24,19 @@ constexpr int NI = UNIT / BLOCK;
 struct Unit {
     uint32_t at;      // first column in the low-rank buffer, and first row of A
     uint32_t width;   // columns, a multiple of 16
-    uint32_t stream;  // Philox stream of its member
+    uint32_t plane;   // its member's dropout mask
     uint32_t out_at;  // grad: first low-rank index in the partial sums
 };
 
 // ---- down ------------------------------------------------------------------------------------------------------------------------------
 struct Down {
-    const bf16* x; const bf16* a; bf16* low; const StepState* state;
+    const bf16* x; const bf16* a; bf16* low;
+    Masks masks;
     uint32_t rows, inputs, ldlow, units_len;
-    float scale; uint32_t threshold;
+    float scale; uint32_t reserved;
     Unit units[MOST_UNITS];
 };
-static_assert(sizeof(Down) == 152, "as in kernels/src/lora.rs");
+static_assert(sizeof(Down) == 160, "as in kernels/src/lora.rs");
 
 template <int MI, int STAGES, int LIMIT, bool DROPOUT> __device__ __forceinline__ void down(const Down& p) {
     constexpr int ROWS = UNIT_WARPS * MI * BLOCK;
@@ -84,15 +84,27 @@ template <int MI, int STAGES, int LIMIT, bool DROPOUT> __device__ __forceinline_
     const uint32_t warp_row = warp_id() % UNIT_WARPS * MI * BLOCK;
     const uint32_t g = lane_id() / 4, q = lane_id() % 4;
     const uint32_t x_lane = X::lane_a(warp_row), a_lane = A::lane_b(0);
-    StepState state = {};
-    if constexpr (DROPOUT) state = *p.state;
+    // Rows g and g + 8 of the warp's blocks: what is kept of the step's 64 columns, fetched a step ahead.
+    uint2 kept[MI][2], next[MI][2] = {};
+    auto fetch = [&](uint32_t step) {
+        if constexpr (DROPOUT)
+#pragma unroll
+            for (int mi = 0; mi < MI; ++mi)
+#pragma unroll
+                for (int lower = 0; lower < 2; ++lower)
+                    next[mi][lower] = load8(p.masks.at(unit.plane, row0 + warp_row + mi * BLOCK + g + 8 * lower, step * DOWN_DEPTH));
+    };
+    fetch(0);
     float sum[MI][2 * NI][4] = {};
     for (uint32_t step = 0; step < steps; ++step) {
         cp_async_wait<STAGES - 2>();
         __syncthreads();
         load(step + STAGES - 1);
         const uint32_t x_tile = smem + step % STAGES * stage_bytes, a_tile = x_tile + X::BYTES + mine * A::BYTES;
-#pragma unroll(DROPOUT ? 1 : 2)  // unrolled, two halves' draws spill on sm_120
+#pragma unroll
+        for (int mi = 0; mi < MI; ++mi) kept[mi][0] = next[mi][0], kept[mi][1] = next[mi][1];
+        if (step + 1 < steps) fetch(step + 1);
+#pragma unroll
         for (int half = 0; half < DOWN_DEPTH / 32; ++half) {
             uint32_t x[2][MI][4];
 #pragma unroll
@@ -100,13 +112,12 @@ template <int MI, int STAGES, int LIMIT, bool DROPOUT> __device__ __forceinline_
 #pragma unroll
                 for (int kk = 0; kk < 2; ++kk) X::fragment(x[kk][mi], x_tile, x_lane, mi, 2 * half + kk);
                 if constexpr (DROPOUT) {
-                    // Registers 0, 2 of a fragment are row g, 1, 3 row g + 8; word 2 kk + (register / 2) names their columns.
-                    const uint64_t token = state.first_token + row0 + warp_row + mi * BLOCK + g;
+                    // Registers 0, 2 of a fragment are row g, 1, 3 row g + 8; 2 kk + (register / 2) is j.
 #pragma unroll
                     for (int lower = 0; lower < 2; ++lower) {
-                        const Philox draw = dropout_uniforms(state, unit.stream, token + 8 * lower, step * (DOWN_DEPTH / 32) + half, q);
+                        const uint32_t bits = (half ? kept[mi][lower].y : kept[mi][lower].x) >> 4 * q;
 #pragma unroll
-                        for (int j = 0; j < 4; ++j) x[j / 2][mi][lower + 2 * (j % 2)] &= keep_bits(draw.w[j], p.threshold);
+                        for (int j = 0; j < 4; ++j) x[j / 2][mi][lower + 2 * (j % 2)] &= pair_mask(bits, j);
                     }
                 }
             }
@@ -146,13 +157,14 @@ struct GradPart {
     uint32_t first_unit, units_len, reserved;
 };
 struct Grad {
-    const bf16* big; const bf16* small; float* partial; const StepState* state;
+    const bf16* big; const bf16* small; float* partial;
+    Masks masks;
     uint64_t split_stride, column_stride, low_stride;  // of the partial sums
-    uint32_t rows, ld_big, ld_small, rows_per_split, parts_len, threshold;
+    uint32_t rows, ld_big, ld_small, rows_per_split, parts_len, reserved;
     GradPart parts[PARTS];
     Unit units[MOST_UNITS];
 };
-static_assert(sizeof(GradPart) == 24 && sizeof(Grad) == 248, "as in kernels/src/lora.rs");
+static_assert(sizeof(GradPart) == 24 && sizeof(Grad) == 256, "as in kernels/src/lora.rs");
 
 template <bool DROPOUT> __device__ __forceinline__ void grad(const Grad& p) {
     using X = Operand<COLUMNS, DEPTH, false>;
@@ -167,7 +179,9 @@ template <bool DROPOUT> __device__ __forceinline__ void grad(const Grad& p) {
     const uint32_t column0 = (blockIdx.x - part.first_tile) * COLUMNS;
     const uint32_t begin = blockIdx.y * p.rows_per_split, end = min(begin + p.rows_per_split, p.rows);
     const uint32_t steps = begin < end ? div_up(end - begin, (uint32_t)DEPTH) : 0;
-    const uint32_t units = part.units_len, stage_bytes = X::BYTES + units * G::BYTES;
+    constexpr uint32_t MASK_WORDS = COLUMNS / MASK_BLOCK, MASK_BYTES = DROPOUT ? DEPTH * MASK_WORDS * 4 : 0;
+    static_assert(MASK_WORDS * 4 == CHUNK_BYTES, "a row's words are one copy");
+    const uint32_t units = part.units_len, stage_bytes = X::BYTES + units * (G::BYTES + MASK_BYTES);
 
     auto load = [&](uint32_t step) {
         if (step < steps) {
@@ -187,6 +201,10 @@ template <bool DROPOUT> __device__ __forceinline__ void grad(const Grad& p) {
                 cp_async16(stage + X::BYTES + line / DEPTH * G::BYTES + G::at(line % DEPTH, g_chunk),
                            p.small + (inside ? (size_t)row * p.ld_small + unit.at + g_chunk * CHUNK : 0), inside ? CHUNK_BYTES : 0);
             }
+            if (DROPOUT)
+                for (uint32_t line = threadIdx.x; line < units * DEPTH; line += blockDim.x)
+                    cp_async16(stage + X::BYTES + units * G::BYTES + line * CHUNK_BYTES,
+                               p.masks.at(p.units[part.first_unit + line / DEPTH].plane, begin + step * DEPTH + line % DEPTH, column0), CHUNK_BYTES);
         }
         cp_async_commit();
     };
@@ -198,41 +216,30 @@ template <bool DROPOUT> __device__ __forceinline__ void grad(const Grad& p) {
     const Unit unit = p.units[part.first_unit + mine];
     const uint32_t g = lane_id() / 4, q = lane_id() % 4;
     const uint32_t x_lane = X::lane_a(warp_column), g_lane = G::lane_b(0);
-    StepState state = {};
-    if constexpr (DROPOUT) state = *p.state;
     float sum[MI][2 * NI][4] = {};
     for (uint32_t step = 0; step < steps; ++step) {
         cp_async_wait<STAGES - 2>();
         __syncthreads();
         load(step + STAGES - 1);
         if (!computes) continue;
-        const uint32_t x_tile = smem + step % STAGES * stage_bytes, g_tile = x_tile + X::BYTES + mine * G::BYTES;
+        const uint32_t stage = smem + step % STAGES * stage_bytes, g_tile = stage + X::BYTES + mine * G::BYTES;
 #pragma unroll
         for (int kk = 0; kk < DEPTH / BLOCK; ++kk) {
             uint32_t x[MI][4];
 #pragma unroll
-            for (int mi = 0; mi < MI; ++mi) X::fragment(x[mi], x_tile, x_lane, mi, kk);
+            for (int mi = 0; mi < MI; ++mi) X::fragment(x[mi], stage, x_lane, mi, kk);
             if constexpr (DROPOUT) {
-                // A lane holds columns 8 j + g of tokens 2q, 2q + 1, 2q + 8, 2q + 9, which are halves g % 2 of the words that lane q' = g / 2
-                // of a row would draw. The lane beside it (g ^ 1) needs the other halves: each draws for two tokens and they exchange bits.
-                const uint32_t h = g & 1;
-                uint32_t bits = 0;  // bit 8 i + 2 j + half: token 2q + h + 8 i
+                // A lane holds columns 8 j + g of tokens 2q, 2q + 1, 2q + 8, 2q + 9: bits of the lane that is g / 2 along a row.
+                const uint32_t words = stage + X::BYTES + units * G::BYTES + (mine * DEPTH + kk * BLOCK + 2 * q) * CHUNK_BYTES + warp_column / MASK_BLOCK * 4;
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
-                    const uint64_t token = state.first_token + begin + step * DEPTH + kk * BLOCK + 2 * q + h + 8 * i;
-                    const Philox draw = dropout_uniforms(state, unit.stream, token, (column0 + warp_column) / 32, g / 2);
+                    const uint32_t first = load_shared4(words + 8 * i * CHUNK_BYTES), second = load_shared4(words + (8 * i + 1) * CHUNK_BYTES);
+                    const uint32_t shift = 16 * (g & 1) + 4 * (g / 2), both = (first >> shift & 0xf) | (second >> shift) << 16;
 #pragma unroll
-                    for (int j = 0; j < 4; ++j)
-                        bits |= (keeps_low(draw.w[j], p.threshold) ? 1u << (8 * i + 2 * j) : 0u) |
-                                (keeps_high(draw.w[j], p.threshold) ? 2u << (8 * i + 2 * j) : 0u);
+                    for (int mi = 0; mi < MI; ++mi)
+#pragma unroll
+                        for (int r = 0; r < 2; ++r) x[mi][2 * i + r] &= pair_mask(both, 2 * mi + r);
                 }
-                const uint32_t other = exchange(bits, 4);
-                const uint32_t even = (h ? other : bits) >> h, odd = (h ? bits : other) >> h;
-                const uint32_t both = (even & 0x5555u) | (odd & 0x5555u) << 16;
-#pragma unroll
-                for (int mi = 0; mi < MI; ++mi)
-#pragma unroll
-                    for (int r = 0; r < 4; ++r) x[mi][r] &= ((both >> (8 * (r / 2) + 2 * (2 * mi + r % 2))) & 0x00010001u) * 0xffffu;
             }
 #pragma unroll
             for (int n = 0; n < NI; ++n) {
@@ -317,12 +324,13 @@ __device__ __forceinline__ void pack(const Pack& p) {
 }
 
 constexpr int THREADS = UNITS * UNIT_WARPS * WARP;
+constexpr int GRAD_BOUND = 512;  // 128 registers: four blocks of one unit on an SM (145 left three: 27 % slower on gate and up)
 extern "C" __global__ void __launch_bounds__(THREADS, 1) lora_down(const __grid_constant__ Down p) { down<2, 4, 160 * 1024, false>(p); }
 extern "C" __global__ void __launch_bounds__(THREADS, 1) lora_down_dropout(const __grid_constant__ Down p) { down<2, 4, 160 * 1024, true>(p); }
 extern "C" __global__ void __launch_bounds__(THREADS, 1) lora_down_short(const __grid_constant__ Down p) { down<1, 3, 99 * 1024, false>(p); }
 extern "C" __global__ void __launch_bounds__(THREADS, 1) lora_down_short_dropout(const __grid_constant__ Down p) { down<1, 3, 99 * 1024, true>(p); }
-extern "C" __global__ void __launch_bounds__(THREADS, 1) lora_grad(const __grid_constant__ Grad p) { grad<false>(p); }
-extern "C" __global__ void __launch_bounds__(THREADS, 1) lora_grad_dropout(const __grid_constant__ Grad p) { grad<true>(p); }
+extern "C" __global__ void __launch_bounds__(GRAD_BOUND, 1) lora_grad(const __grid_constant__ Grad p) { grad<false>(p); }
+extern "C" __global__ void __launch_bounds__(GRAD_BOUND, 1) lora_grad_dropout(const __grid_constant__ Grad p) { grad<true>(p); }
 extern "C" __global__ void __launch_bounds__(PACK_THREADS) lora_pack(const __grid_constant__ Pack p) { pack(p); }
 extern "C" __global__ void __launch_bounds__(SUM_THREADS) lora_sum(const __grid_constant__ Sum p) {
     uint32_t which = 0;

@@ -24,23 +24,10 @@ struct StepState {
     float loss_scale;      // factor of every loss before its gradient is taken
 };
 
-// Sixteen-bit uniforms of one row's 32 columns: word j, half h of the result is column 32 b + 8 j + 2 q + h, for q = lane % 4 of a
-// 16x16 mma fragment (A operand or accumulator), so a lane draws what it holds. Dropped where the uniform is below round(p * 65536).
+// Sixteen-bit uniforms of one row's 32 columns: word j, half h (0: the low one) of the result is column 32 b + 8 j + 2 q + h, for q = lane % 4
+// of a 16x16 mma fragment (A operand or accumulator). Dropped where the uniform is below round(p * 65536).
 __device__ __forceinline__ Philox dropout_uniforms(const StepState& s, uint32_t stream, uint64_t token, uint32_t block32, uint32_t q) {
     const uint32_t k0 = (uint32_t)s.seed ^ (uint32_t)s.step;
     const uint32_t k1 = (uint32_t)(s.seed >> 32) ^ (uint32_t)(s.step >> 32) ^ ((stream << 16) | (stream >> 16));
     return philox4x32((uint32_t)token, (uint32_t)(token >> 32) ^ (uint32_t)s.step, 4 * block32 + q, stream, k0, k1);
-}
-
-// Sixteen-bit uniforms against the threshold: half 0 is the low half of the word.
-__device__ __forceinline__ bool keeps_low(uint32_t word, uint32_t threshold) { return (word & 0xffffu) >= threshold; }
-__device__ __forceinline__ bool keeps_high(uint32_t word, uint32_t threshold) { return (word >> 16) >= threshold; }
-// The same as a bit mask over a packed pair of bf16.
-__device__ __forceinline__ uint32_t keep_bits(uint32_t word, uint32_t threshold) {
-    return (keeps_low(word, threshold) ? 0xffffu : 0u) | (keeps_high(word, threshold) ? 0xffff0000u : 0u);
-}
-// d += x * scale unless the element is dropped; in place (a select took a second register for each d).
-__device__ __forceinline__ void add_if_kept(float& d, uint32_t uniform, uint32_t threshold, float x, float scale) {
-    asm volatile("{\n.reg .pred kept;\nsetp.ge.u32 kept, %1, %2;\n@kept fma.rn.f32 %0, %3, %4, %0;\n}"
-                 : "+f"(d) : "r"(uniform), "r"(threshold), "f"(x), "f"(scale));
 }

@@ -23,6 +23,21 @@ template <int DIM> __device__ __forceinline__ void load_tile(uint32_t to, uint32
     for (int c = 0; c < DIM / 64; ++c) tma_load(to + c * box, map, column + 64 * c, row, barrier);
 }
 
+// Zeroes the rows from `from` on of a tile of ROWS rows and DIM columns before this warpgroup's products read it: they are the next sequence's,
+// and what it holds may be NaN, of which a weight of 0 makes NaN. Each of the block's two warpgroups does it for itself, with the same zeros.
+template <int DIM, int ROWS> __device__ __forceinline__ void clear_rows(uint32_t tile, uint32_t box, int from) {
+    constexpr int ROW = 128;  // bytes in a box
+    for (uint32_t at = from * ROW + threadIdx.x % 128 * 16; at < ROWS * ROW; at += 128 * 16)
+#pragma unroll
+        for (int c = 0; c < DIM / 64; ++c) clear_shared16(tile + c * box + at);
+}
+// Behind it the warpgroup's products see what its threads cleared. Named barriers 3 and 4.
+__device__ __forceinline__ void publish_rows(int warpgroup) {
+    fence_async_proxy();
+    if (warpgroup == 0) named_barrier<3, 128>();
+    else named_barrier<4, 128>();
+}
+
 // Named barriers 1 and 2 of 256 threads: two warpgroups take turns.
 __device__ __forceinline__ void await_turn(int warpgroup) {
     if (warpgroup == 0) asm volatile("bar.sync 1, 256;" ::: "memory");

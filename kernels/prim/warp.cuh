@@ -43,8 +43,6 @@ template <int THREADS> __device__ __forceinline__ float block_max(float v, float
     return top;
 }
 
-// The value of the lane whose number differs in the bits of `distance`.
-__device__ __forceinline__ uint32_t exchange(uint32_t v, int distance) { return __shfl_xor_sync(0xffffffffu, v, distance); }
 // Sum over the warp in f64.
 __device__ __forceinline__ double warp_sum(double v) {
 #pragma unroll

@@ -27,8 +27,6 @@ template <int S> __device__ __forceinline__ void wgmma_pin(float (&d)[S]) {
 #pragma unroll
     for (int i = 0; i < S; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
-__device__ __forceinline__ void wgmma_pin(uint32_t& v) { asm volatile("" : "+r"(v)::"memory"); }
-__device__ __forceinline__ void wgmma_pin(uint64_t& v) { asm volatile("" : "+l"(v)::"memory"); }
 
 // d[FIRST ..] = (keep ? d : 0) + a b. B_N_MAJOR: b is stored [k][n], else [n][k].
 template <int FIRST, bool B_N_MAJOR, int S> __device__ __forceinline__ void wgmma_n256(float (&d)[S], uint32_t a, uint32_t b, uint32_t keep) {
@@ -60,6 +58,19 @@ template <int FIRST, bool B_N_MAJOR, int S> __device__ __forceinline__ void wgmm
                    "+f"(d[FIRST + 104]), "+f"(d[FIRST + 105]), "+f"(d[FIRST + 106]), "+f"(d[FIRST + 107]), "+f"(d[FIRST + 108]), "+f"(d[FIRST + 109]), "+f"(d[FIRST + 110]), "+f"(d[FIRST + 111]),
                    "+f"(d[FIRST + 112]), "+f"(d[FIRST + 113]), "+f"(d[FIRST + 114]), "+f"(d[FIRST + 115]), "+f"(d[FIRST + 116]), "+f"(d[FIRST + 117]), "+f"(d[FIRST + 118]), "+f"(d[FIRST + 119]),
                    "+f"(d[FIRST + 120]), "+f"(d[FIRST + 121]), "+f"(d[FIRST + 122]), "+f"(d[FIRST + 123]), "+f"(d[FIRST + 124]), "+f"(d[FIRST + 125]), "+f"(d[FIRST + 126]), "+f"(d[FIRST + 127])
+                 : "l"(wgmma_descriptor(a)), "l"(wgmma_descriptor(b)), "r"(keep), "n"(B_N_MAJOR ? 1 : 0));
+}
+template <int FIRST, bool B_N_MAJOR, int S> __device__ __forceinline__ void wgmma_n64(float (&d)[S], uint32_t a, uint32_t b, uint32_t keep) {
+    static_assert(FIRST + 32 <= S, "the accumulators hold 64 columns from FIRST on");
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+                 "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+                 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+                 "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
+                 "%32, %33, p, 1, 1, 0, %35;\n}"
+                 : "+f"(d[FIRST + 0]), "+f"(d[FIRST + 1]), "+f"(d[FIRST + 2]), "+f"(d[FIRST + 3]), "+f"(d[FIRST + 4]), "+f"(d[FIRST + 5]), "+f"(d[FIRST + 6]), "+f"(d[FIRST + 7]),
+                   "+f"(d[FIRST + 8]), "+f"(d[FIRST + 9]), "+f"(d[FIRST + 10]), "+f"(d[FIRST + 11]), "+f"(d[FIRST + 12]), "+f"(d[FIRST + 13]), "+f"(d[FIRST + 14]), "+f"(d[FIRST + 15]),
+                   "+f"(d[FIRST + 16]), "+f"(d[FIRST + 17]), "+f"(d[FIRST + 18]), "+f"(d[FIRST + 19]), "+f"(d[FIRST + 20]), "+f"(d[FIRST + 21]), "+f"(d[FIRST + 22]), "+f"(d[FIRST + 23]),
+                   "+f"(d[FIRST + 24]), "+f"(d[FIRST + 25]), "+f"(d[FIRST + 26]), "+f"(d[FIRST + 27]), "+f"(d[FIRST + 28]), "+f"(d[FIRST + 29]), "+f"(d[FIRST + 30]), "+f"(d[FIRST + 31])
                  : "l"(wgmma_descriptor(a)), "l"(wgmma_descriptor(b)), "r"(keep), "n"(B_N_MAJOR ? 1 : 0));
 }
 template <int FIRST, bool B_N_MAJOR, int S> __device__ __forceinline__ void wgmma_n128(float (&d)[S], uint32_t a, uint32_t b, uint32_t keep) {

@@ -18,8 +18,6 @@ const CLUSTER_HEAD: u32 = 256;
 const HALF_SM: u32 = 113 << 10;
 /// Shared memory that the fused kernel needs beside the kept logits.
 const REDUCTION_BYTES: u32 = 128;
-/// Least shared memory of a launch: above 48 KiB from the first on, so that the wrapper opts in to more when it first meets the kernel.
-const LEAST_SHARED: u32 = 64 << 10;
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -201,8 +199,7 @@ fn cluster(gpu: &Gpu, vocab: usize) -> Option<(usize, u32)> {
     let bytes = |blocks: usize| CLUSTER_HEAD + 16 * vocab.div_ceil(4).div_ceil(blocks) as u32;
     let blocks = [1, 2, 4].into_iter().find(|&b| bytes(b) <= HALF_SM);
     let blocks = blocks.unwrap_or(8);
-    (gpu.hopper && bytes(blocks) <= gpu.shared_per_block)
-        .then(|| (blocks, bytes(blocks).max(LEAST_SHARED)))
+    (gpu.hopper && bytes(blocks) <= gpu.shared_per_block).then(|| (blocks, bytes(blocks)))
 }
 
 /// Vectors of a row that stay in shared memory, and its bytes: the whole row, or what a block can have.
@@ -210,8 +207,7 @@ fn kept(gpu: &Gpu, vocab: usize, vector: usize) -> (u32, u32) {
     let bytes = 4 * vector as u32;
     let room = gpu.shared_per_block.saturating_sub(REDUCTION_BYTES) / bytes;
     let kept = room.min(vocab.div_ceil(vector) as u32);
-    let shared = REDUCTION_BYTES + kept * bytes;
-    (kept, shared.max(LEAST_SHARED))
+    (kept, REDUCTION_BYTES + kept * bytes)
 }
 
 #[cfg(test)]
@@ -233,17 +229,17 @@ mod tests {
     #[test]
     fn a_row_is_kept_whole_if_it_fits() {
         assert_eq!(kept(&gpu(232_448), 151_936, 4), (14_520, 232_448));
-        assert_eq!(kept(&gpu(232_448), 1001, 4), (251, 65_536));
-        assert_eq!(kept(&gpu(101_376), 1001, 1), (1001, 65_536));
+        assert_eq!(kept(&gpu(232_448), 1001, 4), (251, 4_144));
+        assert_eq!(kept(&gpu(101_376), 1001, 1), (1001, 4_132));
     }
 
     #[test]
     fn a_cluster_is_as_small_as_two_blocks_an_sm_allow() {
         let of = |vocab| cluster(&gpu(232_448), vocab);
         assert_eq!(of(28_000), Some((1, 112_256)));
-        assert_eq!(of(32_000), Some((2, 65_536)));
+        assert_eq!(of(32_000), Some((2, 64_256)));
         assert_eq!(of(49_152), Some((2, 98_560)));
-        assert_eq!(of(128_256), Some((8, 65_536)));
+        assert_eq!(of(128_256), Some((8, 64_384)));
         assert_eq!(of(151_936), Some((8, 76_224)));
         assert_eq!(of(262_144), Some((8, 131_328)));
         assert_eq!(of(500_000), None);

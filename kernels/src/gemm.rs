@@ -5,6 +5,7 @@
 
 mod product;
 
+use crate::dropout::Masks;
 use crate::launch::{LaunchError, Launcher, Ptr};
 use crate::linear::{Backward, Dropout, Epilogue, Forward, Group, MEMBERS, NO_LOW};
 use bytemuck::Zeroable;
@@ -203,13 +204,11 @@ pub fn backward_sized(l: &impl Launcher, args: &Backward, size: Size) -> Result<
 }
 
 fn mask(product: &mut Product, group: &Group, dropout: &Dropout) {
-    product.state = dropout.state;
-    product.threshold = dropout.threshold;
+    product.masks = Masks::new(group, dropout.kept);
     product.keep_scale = dropout.keep_scale;
     product.members = MEMBERS as u32;
     product.rank = group.rank as u32;
     product.low_at = group.low_at;
-    product.streams = dropout.streams;
 }
 
 /// `g = scale dy B` of every adapted member: dy `[T, N]`, b `[N, rank]`, g `[T, R]` `=`.

@@ -3,8 +3,9 @@
 //! Takes what [`supports_forward`], [`supports_backward`] and [`supports_plain`] say; everything else goes to the portable family.
 //! Invariant: [`Params`] is laid out as in the `.cu`, and every tensor map's box is what the kernel's byte counts assume.
 
+use crate::dropout::Masks;
 use crate::launch::{Geometry, Gpu, Kernel, LaunchError, Launcher, Ptr, TensorMap};
-use crate::linear::{Backward, Epilogue, Forward, Group, MEMBERS, NO_LOW, StepState};
+use crate::linear::{Backward, Epilogue, Forward, Group, MEMBERS, NO_LOW};
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
 
@@ -35,21 +36,21 @@ struct Params {
     positions: Ptr<u32>,
     out_at: u64,
     extra_at: Ptr<bf16>,
-    state: Ptr<StepState>,
+    masks: Masks,
     rows: u32,
     columns: u32,
     depth: u32,
     rank: u32,
     width: [u32; MEMBERS],
     low_at: [u32; MEMBERS],
-    streams: [u32; MEMBERS],
-    threshold: u32,
     keep_scale: f32,
+    planes: u32,
     head_dim: u32,
     rotated: u32,
     tiles_m: u32,
     tiles_n: u32,
     group: u32,
+    reserved: u32,
 }
 const _: () = assert!(size_of::<Params>() == 1152);
 
@@ -377,8 +378,8 @@ pub fn backward_with(
                 )?;
             }
             (p.rank, p.low_at) = (g.rank as u32, g.low_at);
-            (p.state, p.streams) = (dropout.state, dropout.streams);
-            (p.threshold, p.keep_scale) = (dropout.threshold, dropout.keep_scale);
+            (p.masks, p.keep_scale) = (Masks::new(g, dropout.kept), dropout.keep_scale);
+            p.planes = (g.low() / g.rank) as u32;
             name = "dropout";
         } else {
             p.b2[0] = l.tensor_map(low.a, g.low(), columns, columns, BK, BK)?;

@@ -12,6 +12,7 @@ pub mod cust_launcher;
 pub mod decode;
 #[cfg(feature = "cuda")]
 pub mod device;
+pub mod dropout;
 pub mod elementwise;
 pub mod embed;
 pub mod gemm;

@@ -59,17 +59,13 @@ pub struct LowBackward {
     pub dropout: Option<Dropout>,
 }
 
-/// Dropout masks of a group's members (`prim/philox.cuh`: 16-bit uniforms of (seed, step, stream, token, column)).
+/// Dropout of a group's members; [`crate::dropout::draw`] makes the masks.
 #[derive(Debug, Clone, Copy)]
 pub struct Dropout {
-    /// `round(p * 65536)`: an element is dropped if its uniform is below.
-    pub threshold: u32,
+    /// A bit an element of x, for each adapted member.
+    pub kept: Ptr<u32>,
     /// `1 / (1 - p)`.
     pub keep_scale: f32,
-    /// Seed, step and first token.
-    pub state: Ptr<StepState>,
-    /// Philox stream of each member.
-    pub streams: [u32; MEMBERS],
 }
 
 /// What tells a pass of a step from the others, in device memory, so that a graph can be replayed for another one. Laid out as in

@@ -3,9 +3,10 @@
 //! Holds geometry and ops. Sums over tokens are split into a number of parts that depends on the shapes alone and added in order, so a run
 //! gives the same bits on every GPU of one model. Invariant: a group's adapted members share one padded rank; their true ranks may differ.
 
+use crate::dropout::Masks;
 use crate::gemm;
 use crate::launch::{Geometry, Gpu, Kernel, LaunchError, Launcher, Ptr};
-use crate::linear::{Dropout, Group, MEMBERS, NO_LOW, StepState};
+use crate::linear::{Dropout, Group, MEMBERS, NO_LOW};
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
 
@@ -28,7 +29,7 @@ const PACK_THREADS: u64 = 256;
 struct Unit {
     at: u32,
     width: u32,
-    stream: u32,
+    plane: u32,
     out_at: u32,
 }
 
@@ -38,16 +39,16 @@ struct Down {
     x: Ptr<bf16>,
     a: Ptr<bf16>,
     low: Ptr<bf16>,
-    state: Ptr<StepState>,
+    masks: Masks,
     rows: u32,
     inputs: u32,
     ldlow: u32,
     units_len: u32,
     scale: f32,
-    threshold: u32,
+    reserved: u32,
     units: [Unit; MOST_UNITS],
 }
-const _: () = assert!(size_of::<Down>() == 152);
+const _: () = assert!(size_of::<Down>() == 160);
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
@@ -66,7 +67,7 @@ struct Grad {
     big: Ptr<bf16>,
     small: Ptr<bf16>,
     partial: Ptr<f32>,
-    state: Ptr<StepState>,
+    masks: Masks,
     split_stride: u64,
     column_stride: u64,
     low_stride: u64,
@@ -75,11 +76,11 @@ struct Grad {
     ld_small: u32,
     rows_per_split: u32,
     parts_len: u32,
-    threshold: u32,
+    reserved: u32,
     parts: [GradPart; MEMBERS],
     units: [Unit; MOST_UNITS],
 }
-const _: () = assert!(size_of::<Grad>() == 248);
+const _: () = assert!(size_of::<Grad>() == 256);
 
 /// `out[r, c] += factor * (partial[0][r, c] + partial[1][r, c] + ...)`, out dense; as in `lora.cu`.
 #[repr(C)]
@@ -139,7 +140,7 @@ const fn kernel(name: &'static str) -> Kernel {
 }
 
 /// The units of one member.
-fn units_of(group: &Group, member: usize, streams: [u32; MEMBERS]) -> impl Iterator<Item = Unit> {
+fn units_of(group: &Group, member: usize) -> impl Iterator<Item = Unit> {
     let (rank, low_at) = (group.rank, group.low_at[member]);
     let adapted = low_at != NO_LOW && group.outputs[member] > 0;
     (0..if adapted { rank } else { 0 })
@@ -147,7 +148,7 @@ fn units_of(group: &Group, member: usize, streams: [u32; MEMBERS]) -> impl Itera
         .map(move |first| Unit {
             at: low_at + first as u32,
             width: UNIT.min(rank - first) as u32,
-            stream: streams[member],
+            plane: low_at / rank as u32,
             out_at: first as u32,
         })
 }
@@ -160,6 +161,10 @@ fn check(group: &Group) -> Result<(), LaunchError> {
         )));
     }
     Ok(())
+}
+
+fn masks(group: &Group, dropout: Option<&Dropout>) -> Masks {
+    Masks::new(group, dropout.map_or(Ptr::NULL, |d| d.kept))
 }
 
 /// Bytes of a ring of `stages` stages, each `outer + units * 64` by `depth` bf16.
@@ -187,23 +192,20 @@ pub fn down(
     if dropout.is_none() && group.rows <= UNIT {
         return gemm::few_rows_nt(l, group, x, a, scale, low);
     }
-    let streams = dropout.map_or([0; MEMBERS], |d| d.streams);
-    let all: Vec<Unit> = (0..MEMBERS)
-        .flat_map(|m| units_of(group, m, streams))
-        .collect();
+    let all: Vec<Unit> = (0..MEMBERS).flat_map(|m| units_of(group, m)).collect();
     let mut units = [Unit::zeroed(); MOST_UNITS];
     units[..all.len()].copy_from_slice(&all);
     let params = Down {
         x,
         a,
         low,
-        state: dropout.map_or(Ptr::NULL, |d| d.state),
+        masks: masks(group, dropout),
         rows: group.rows as u32,
         inputs: group.inputs as u32,
         ldlow: group.low() as u32,
         units_len: all.len() as u32,
         scale: scale * dropout.map_or(1.0, |d| d.keep_scale),
-        threshold: dropout.map_or(0, |d| d.threshold),
+        reserved: 0,
         units,
     };
     let (short, geometry) = down_geometry(group.rows, all.len(), l.gpu());
@@ -362,9 +364,8 @@ pub fn grads(l: &impl Launcher, group: &Group, args: &Grads) -> Result<(), Launc
 }
 
 fn grad_a(group: &Group, args: &Grads, splits: usize) -> (Grad, Geometry) {
-    let streams = args.dropout.map_or([0; MEMBERS], |d| d.streams);
     let all: Vec<Unit> = (0..MEMBERS)
-        .flat_map(|m| units_of(group, m, streams))
+        .flat_map(|m| units_of(group, m))
         .map(|u| Unit { out_at: u.at, ..u })
         .collect();
     let parts: Vec<GradPart> = (0..all.len())
@@ -380,22 +381,21 @@ fn grad_a(group: &Group, args: &Grads, splits: usize) -> (Grad, Geometry) {
         big: args.x,
         small: args.g,
         partial: args.scratch,
-        state: args.dropout.map_or(Ptr::NULL, |d| d.state),
+        masks: masks(group, args.dropout.as_ref()),
         split_stride: (group.low() * group.inputs) as u64,
         column_stride: 1,
         low_stride: group.inputs as u64,
         ld_big: group.inputs as u32,
-        threshold: args.dropout.map_or(0, |d| d.threshold),
         ..Grad::zeroed()
     };
-    lay_out(group, params, &parts, &all, splits)
+    lay_out(group, params, &parts, &all, splits, args.dropout.is_some())
 }
 
 fn grad_b(group: &Group, args: &Grads, splits: usize, partial: Ptr<f32>) -> (Grad, Geometry) {
     let (mut all, mut parts, mut at) = (Vec::new(), Vec::new(), 0);
     for (m, &outputs) in group.outputs.iter().enumerate() {
         let first = all.len();
-        all.extend(units_of(group, m, [0; MEMBERS]));
+        all.extend(units_of(group, m));
         if all.len() > first {
             parts.push(GradPart {
                 columns: outputs as u32,
@@ -417,7 +417,7 @@ fn grad_b(group: &Group, args: &Grads, splits: usize, partial: Ptr<f32>) -> (Gra
         ld_big: group.columns() as u32,
         ..Grad::zeroed()
     };
-    lay_out(group, params, &parts, &all, splits)
+    lay_out(group, params, &parts, &all, splits, false)
 }
 
 fn lay_out(
@@ -426,6 +426,7 @@ fn lay_out(
     parts: &[GradPart],
     units: &[Unit],
     splits: usize,
+    masked: bool,
 ) -> (Grad, Geometry) {
     params.rows = group.rows as u32;
     params.ld_small = group.low() as u32;
@@ -441,10 +442,14 @@ fn lay_out(
         tiles += part.columns.div_ceil(COLUMNS as u32);
     }
     let widest = parts.iter().map(|p| p.units_len).max().unwrap_or(0);
+    let bits = match masked {
+        true => STAGES as u32 * widest * (DEPTH * COLUMNS / 8) as u32,
+        false => 0,
+    };
     let geometry = Geometry {
         grid: [tiles, splits as u32, 1],
         block: widest * UNIT_THREADS,
-        shared: ring(STAGES, DEPTH, COLUMNS, widest as usize),
+        shared: ring(STAGES, DEPTH, COLUMNS, widest as usize) + bits,
     };
     (params, geometry)
 }
@@ -533,11 +538,8 @@ mod tests {
     #[test]
     fn units_cover_each_members_rank() {
         let group = qkv(64, 96);
-        let widths = |m| -> Vec<(u32, u32)> {
-            units_of(&group, m, [7, 8, 9])
-                .map(|u| (u.at, u.width))
-                .collect()
-        };
+        let widths =
+            |m| -> Vec<(u32, u32)> { units_of(&group, m).map(|u| (u.at, u.width)).collect() };
         assert_eq!(widths(0), [(0, 64), (64, 32)]);
         assert_eq!(widths(1), []);
         assert_eq!(widths(2), [(96, 64), (160, 32)]);

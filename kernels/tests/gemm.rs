@@ -12,9 +12,7 @@ use low_rank::{DEVIATION, Masks, masks, random_group};
 use medft_kernels::Ptr;
 use medft_kernels::device::Device;
 use medft_kernels::gemm::{self, Output, Size};
-use medft_kernels::linear::{
-    Backward, Dropout, Epilogue, Forward, Group, LowBackward, LowForward, NO_LOW,
-};
+use medft_kernels::linear::{Backward, Epilogue, Forward, Group, LowBackward, LowForward, NO_LOW};
 use proptest::prelude::*;
 
 const BF16: f64 = 1.0 / 256.0;
@@ -436,16 +434,8 @@ impl Downhill {
             device.upload(&self.g).unwrap(),
             device.upload(&self.a).unwrap(),
         );
-        let state = self
-            .masks
-            .as_ref()
-            .map(|m| device.upload(&[m.state]).unwrap());
+        let drawn = self.masks.map(|m| m.draw(device, g));
         let dx = poisoned(device, g.rows * g.inputs);
-        let dropout: Option<Dropout> = self
-            .masks
-            .as_ref()
-            .zip(state.as_ref())
-            .map(|(m, state)| m.dropout(state.ptr()));
         let args = Backward {
             group: *g,
             dy: dy.ptr(),
@@ -453,7 +443,7 @@ impl Downhill {
             low: (g.rank > 0).then_some(LowBackward {
                 g: low.ptr(),
                 a: a.ptr(),
-                dropout,
+                dropout: drawn.as_ref().map(|d| d.dropout),
             }),
             dx: dx.ptr(),
         };

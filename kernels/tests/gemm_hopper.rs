@@ -5,6 +5,8 @@
 mod cases;
 #[path = "gpu/mod.rs"]
 mod gpu;
+#[path = "gpu/low_rank.rs"]
+mod low_rank;
 
 use cases::{
     Case, Kind, TILES, backward_case, forward_case, group, hopper, plain_case, run_backward,
@@ -14,9 +16,7 @@ use gpu::{Random, poisoned};
 use half::bf16;
 use medft_kernels::Ptr;
 use medft_kernels::gemm_hopper::{self, Tile};
-use medft_kernels::linear::{
-    Backward, Dropout, Epilogue, Forward, LowBackward, LowForward, StepState,
-};
+use medft_kernels::linear::{Backward, Epilogue, Forward, LowBackward, LowForward};
 use proptest::prelude::*;
 
 const PLAIN: [bool; 3] = [false; 3];
@@ -275,15 +275,7 @@ fn h_twenty_runs_are_equal() {
         d.upload(&random.bf16s(columns * g.low(), 0.1)).unwrap(),
     );
     let res = d.upload(&random.bf16s(g.rows * columns, 1.0)).unwrap();
-    let state = d
-        .upload(&[StepState {
-            seed: 3,
-            step: 4,
-            first_token: 5,
-            first_target: 0,
-            loss_scale: 1.0,
-        }])
-        .unwrap();
+    let drawn = low_rank::masks(&mut random).draw(d, &g);
     let mut different = Vec::new();
     for tile in TILES {
         for op in ["plain", "residual", "backward", "dropout"] {
@@ -316,16 +308,10 @@ fn h_twenty_runs_are_equal() {
                     };
                     gemm_hopper::forward_with(d, &f, Some(tile)).unwrap();
                 } else {
-                    let drop = Dropout {
-                        threshold: 6554,
-                        keep_scale: 1.1,
-                        state: state.ptr(),
-                        streams: [1, 2, 3],
-                    };
                     let low = Some(LowBackward {
                         g: h.ptr(),
                         a: b.ptr(),
-                        dropout: (op == "dropout").then_some(drop),
+                        dropout: (op == "dropout").then_some(drawn.dropout),
                     });
                     gemm_hopper::backward_with(
                         d,

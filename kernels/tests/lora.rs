@@ -9,8 +9,8 @@ mod low_rank;
 use gpu::{Random, gpu, poisoned, poisoned_f32, relative, within};
 use half::bf16;
 use low_rank::{DEVIATION, Masks, masks, random_group};
-use medft_kernels::device::{Buffer, Device};
-use medft_kernels::linear::{Group, NO_LOW, StepState};
+use medft_kernels::device::Device;
+use medft_kernels::linear::{Group, NO_LOW};
 use medft_kernels::lora::{self, Grads, Slots};
 use medft_kernels::{Ptr, norm, weight_grad};
 use proptest::prelude::*;
@@ -24,10 +24,6 @@ fn config(cases: u32) -> ProptestConfig {
         failure_persistence: None,
         ..ProptestConfig::default()
     }
-}
-
-fn upload_state(device: &Device, masks: Option<&Masks>) -> Option<Buffer<StepState>> {
-    masks.map(|m| device.upload(&[m.state]).unwrap())
 }
 
 /// (got, wanted, sum of magnitudes): bf16 results of sums with `terms` terms.
@@ -113,12 +109,7 @@ impl Adapters {
             device.upload(&self.x).unwrap(),
             device.upload(&self.a).unwrap(),
         );
-        let state = upload_state(device, self.masks.as_ref());
-        let dropout = self
-            .masks
-            .as_ref()
-            .zip(state.as_ref())
-            .map(|(m, s)| m.dropout(s.ptr()));
+        let drawn = self.masks.map(|m| m.draw(device, g));
         let low = poisoned(device, g.rows * g.low());
         lora::down(
             device,
@@ -126,7 +117,7 @@ impl Adapters {
             x.ptr(),
             a.ptr(),
             self.scale,
-            dropout.as_ref(),
+            drawn.as_ref().map(|d| &d.dropout),
             low.ptr(),
         )
         .unwrap();
@@ -188,7 +179,7 @@ impl Adapters {
             device.upload(&self.low).unwrap(),
             device.upload(&self.g).unwrap(),
         );
-        let state = upload_state(device, self.masks.as_ref());
+        let drawn = self.masks.map(|m| m.draw(device, g));
         let scratch = poisoned_f32(device, lora::scratch_len(g));
         let mut members = [None; 3];
         let mut buffers = Vec::new();
@@ -208,11 +199,7 @@ impl Adapters {
             dy: dy.ptr(),
             low: low.ptr(),
             g: gr.ptr(),
-            dropout: self
-                .masks
-                .as_ref()
-                .zip(state.as_ref())
-                .map(|(m, s)| m.dropout(s.ptr())),
+            dropout: drawn.as_ref().map(|d| d.dropout),
             members,
             scratch: scratch.ptr(),
         };
@@ -487,4 +474,28 @@ fn no_rows_and_no_adapters() {
         lora::up_backward(device, &g, Ptr::NULL, Ptr::NULL, 1.0, Ptr::NULL).unwrap();
     }
     device.synchronize().unwrap();
+}
+
+/// Every bit of a plane, by the Philox on the CPU.
+#[test]
+fn masks_are_those_of_philox() {
+    let Some(device) = gpu() else { return };
+    let mut random = Random(25);
+    for inputs in [8, 40, 256, 264] {
+        let (g, masks) = (group(37, inputs, [8, 0, 16], 16), masks(&mut random));
+        let kept = masks.draw(device, &g).kept.download().unwrap();
+        let words = inputs.div_ceil(256) * 8;
+        for (plane, (m, ..)) in adapted(&g).into_iter().enumerate() {
+            for (row, c) in (0..g.rows).flat_map(|r| (0..inputs).map(move |c| (r, c))) {
+                let word = kept[(plane * g.rows + row) * words + c / 32];
+                let bit = 16 * (c % 2) + 4 * (c % 8 / 2) + c % 32 / 8;
+                let want = masks.factor(m, row, c) > 0.0;
+                assert_eq!(
+                    word >> bit & 1 == 1,
+                    want,
+                    "member {m}, row {row}, column {c}"
+                );
+            }
+        }
+    }
 }

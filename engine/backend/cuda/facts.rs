@@ -204,7 +204,7 @@ fn full_scratch(p: &Passes) -> usize {
     gain.max(taken(&embed_bytes(p.tokens)))
 }
 
-/// A linear layer's, forward and backward.
+/// A linear layer's, forward and backward; in training with dropout's masks.
 fn group_scratch(shape: &GroupShape, p: &Passes) -> usize {
     let members = shape
         .outputs
@@ -213,11 +213,11 @@ fn group_scratch(shape: &GroupShape, p: &Passes) -> usize {
         .zip(shape.ranks.iter().copied());
     let group = kernel_group(p.tokens, shape.inputs, members);
     let wide = p.full || p.precision == Precision::Nf4;
-    let forward = taken(&forward_bytes(&group, wide));
+    let forward = taken(&forward_bytes(&group, wide, p.training));
     if !p.training {
         return forward;
     }
-    forward.max(taken(&backward_bytes(&group, wide, p.full)))
+    forward.max(taken(&backward_bytes(&group, wide, p.full, true)))
 }
 
 fn attention_scratch(p: &Passes) -> usize {

@@ -8,6 +8,7 @@ use super::{Batch, Cuda};
 use crate::backend::{Epilogue, Group, GroupWeight, Linear, Vector};
 use crate::model::nf4::BLOCK;
 use half::bf16;
+use medft_kernels::dropout::{self, Draw};
 use medft_kernels::linear::{self, LowBackward, LowForward, MEMBERS, NO_LOW};
 use medft_kernels::lora::{self, Slots};
 use medft_kernels::{LaunchError, Launcher, Ptr, gemm, gemm_hopper, norm, skinny, weight_grad};
@@ -46,13 +47,19 @@ pub fn kernel_group(
     group
 }
 
-/// Scratch of the forward product: A, B, biases, and the weights in bf16 if they lie in another form.
-pub fn forward_bytes(g: &linear::Group, wide: bool) -> [usize; 4] {
-    [a_bytes(g), b_bytes(g), 4 * g.columns(), wide_bytes(g, wide)]
+/// Scratch of the forward product: A, B, biases, dropout's masks, and the weights in bf16 if they lie in another form.
+pub fn forward_bytes(g: &linear::Group, wide: bool, dropout: bool) -> [usize; 5] {
+    [
+        a_bytes(g),
+        b_bytes(g),
+        4 * g.columns(),
+        mask_bytes(g, dropout),
+        wide_bytes(g, wide),
+    ]
 }
 
-/// Scratch of the backward pass: A, B, the gradient of the low-rank product, partial sums, and the weights as above.
-pub fn backward_bytes(g: &linear::Group, wide: bool, trained: bool) -> [usize; 5] {
+/// Scratch of the backward pass: A, B, the gradient of the low-rank product, partial sums, masks and weights as above.
+pub fn backward_bytes(g: &linear::Group, wide: bool, trained: bool, dropout: bool) -> [usize; 6] {
     let adapters = if g.rank > 0 { lora::scratch_len(g) } else { 0 };
     let own = g.outputs.iter().map(|outputs| {
         let weight = match trained {
@@ -68,6 +75,7 @@ pub fn backward_bytes(g: &linear::Group, wide: bool, trained: bool) -> [usize; 5
         b_bytes(g),
         up,
         4 * partials,
+        mask_bytes(g, dropout),
         wide_bytes(g, wide),
     ]
 }
@@ -80,6 +88,10 @@ fn b_bytes(g: &linear::Group) -> usize {
     2 * g.columns() * g.rank
 }
 
+fn mask_bytes(g: &linear::Group, dropout: bool) -> usize {
+    if dropout { 4 * dropout::kept_len(g) } else { 0 }
+}
+
 fn wide_bytes(g: &linear::Group, wide: bool) -> usize {
     if wide { 2 * g.columns() * g.inputs } else { 0 }
 }
@@ -88,7 +100,8 @@ fn wide_bytes(g: &linear::Group, wide: bool) -> usize {
 struct Shape {
     group: linear::Group,
     scale: f32,
-    dropout: Option<linear::Dropout>,
+    /// What draws the masks, and the factor of what they keep.
+    dropout: Option<(Draw, f32)>,
 }
 
 fn shape(group: &Group<Cuda>, batch: &Batch, rows: usize) -> Shape {
@@ -102,13 +115,13 @@ fn shape(group: &Group<Cuda>, batch: &Batch, rows: usize) -> Shape {
         let Some(lora) = &member.lora else { continue };
         shape.scale = lora.scale;
         if let Some(dropout) = &lora.dropout {
-            let masks = shape.dropout.get_or_insert(linear::Dropout {
+            let draw = Draw {
                 threshold: dropout.threshold(),
-                keep_scale: dropout.keep_scale(),
                 state: batch.state,
                 streams: [0; MEMBERS],
-            });
-            masks.streams[i] = dropout.stream;
+            };
+            let (draw, _) = shape.dropout.get_or_insert((draw, dropout.keep_scale()));
+            draw.streams[i] = dropout.stream;
         }
     }
     shape
@@ -139,7 +152,8 @@ impl Cuda {
             };
         let wide = !direct && !matches!(stored, Some(Stored::Bf16(_)));
         let mut scratch = self.scratch();
-        let [a, b, bias, weight] = scratch.take(forward_bytes(&g, wide))?;
+        let sizes = forward_bytes(&g, wide, shape.dropout.is_some());
+        let [a, b, bias, masks, weight] = scratch.take(sizes)?;
         let (a, b) = (a.cast::<bf16>(), b.cast::<bf16>());
         let adapted = g.rank > 0;
         if adapted {
@@ -147,15 +161,9 @@ impl Cuda {
             if few {
                 skinny::down(d, &g, x.ptr(), a, shape.scale, low.ptr())?;
             } else {
-                lora::down(
-                    d,
-                    &g,
-                    x.ptr(),
-                    a,
-                    shape.scale,
-                    shape.dropout.as_ref(),
-                    low.ptr(),
-                )?;
+                let dropout = self.masks(&shape, masks.cast())?;
+                let dropout = dropout.as_ref();
+                lora::down(d, &g, x.ptr(), a, shape.scale, dropout, low.ptr())?;
             }
         }
         let mut forward = linear::Forward {
@@ -188,6 +196,16 @@ impl Cuda {
         self.product(&forward)
     }
 
+    /// Draws a group's masks into scratch, anew in the backward pass: kept from the forward pass they would be an eighth of a byte an element of
+    /// every adapter's input.
+    fn masks(&self, shape: &Shape, kept: Ptr<u32>) -> Result<Option<linear::Dropout>, LaunchError> {
+        let Some((draw, keep_scale)) = shape.dropout else {
+            return Ok(None);
+        };
+        dropout::draw(&self.0.device, &shape.group, &draw, kept)?;
+        Ok(Some(linear::Dropout { kept, keep_scale }))
+    }
+
     /// `y = epilogue(x W^T ...)`, by the Hopper kernel if it takes the shape.
     pub(super) fn product(&self, forward: &linear::Forward) -> Result<(), LaunchError> {
         let d = &self.0.device;
@@ -217,7 +235,9 @@ impl Cuda {
         let wide = !matches!(stored(group), Some(Stored::Bf16(_)));
         let trained = matches!(group.weight, GroupWeight::Trained(_));
         let mut scratch = self.scratch();
-        let [a, b, up, partials, weight] = scratch.take(backward_bytes(&g, wide, trained))?;
+        let sizes = backward_bytes(&g, wide, trained, shape.dropout.is_some());
+        let [a, b, up, partials, masks, weight] = scratch.take(sizes)?;
+        let dropout = self.masks(&shape, masks.cast())?;
         let (a, b, up, partials) = (
             a.cast::<bf16>(),
             b.cast::<bf16>(),
@@ -235,7 +255,7 @@ impl Cuda {
                     dy: dy.ptr(),
                     low: low.ptr(),
                     g: up,
-                    dropout: shape.dropout,
+                    dropout,
                     members: slots(group, grads),
                     scratch: partials,
                 },
@@ -260,11 +280,7 @@ impl Cuda {
             group: g,
             dy: dy.ptr(),
             weight: self.wide(group, values, weight.cast())?,
-            low: (g.rank > 0).then_some(LowBackward {
-                g: up,
-                a,
-                dropout: shape.dropout,
-            }),
+            low: (g.rank > 0).then_some(LowBackward { g: up, a, dropout }),
             dx: dx.ptr(),
         })
     }

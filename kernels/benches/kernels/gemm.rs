@@ -4,6 +4,7 @@ use crate::bench::{Bench, Rig, Work};
 use crate::models::{HEADS, LAYERS, Linear, Model, RANK, TOKENS};
 use half::bf16;
 use medft_kernels::device::{Buffer, Device};
+use medft_kernels::dropout::{self, Draw};
 use medft_kernels::linear::{
     Backward, Dropout, Epilogue, Forward, Group, LowBackward, LowForward, NO_LOW, StepState,
 };
@@ -28,8 +29,8 @@ pub fn group(linear: &Linear, rows: usize, rank: usize) -> Group {
     }
 }
 
-/// Dropout of 0.1; the buffer holds what it points to.
-pub fn dropout(rig: &Rig) -> (Dropout, Buffer<StepState>) {
+/// What draws a dropout of 0.1; the buffer holds what it points to.
+pub fn draw(rig: &Rig) -> (Draw, Buffer<StepState>) {
     let state = rig.upload(&[StepState {
         seed: 1,
         step: 2,
@@ -37,13 +38,25 @@ pub fn dropout(rig: &Rig) -> (Dropout, Buffer<StepState>) {
         first_target: 0,
         loss_scale: 1.0,
     }]);
-    let dropout = Dropout {
+    let draw = Draw {
         threshold: 6554,
-        keep_scale: 1.0 / 0.9,
         state: state.ptr(),
         streams: [1, 2, 3],
     };
-    (dropout, state)
+    (draw, state)
+}
+
+/// The drawn masks, and what they point to.
+pub fn dropout(rig: &Rig, group: &Group) -> (Dropout, Buffer<u32>) {
+    let kept = rig.upload(&vec![0; dropout::kept_len(group)]);
+    let (draw, _state) = draw(rig);
+    dropout::draw(&rig.gpu, group, &draw, kept.ptr()).unwrap();
+    rig.gpu.synchronize().unwrap();
+    let dropout = Dropout {
+        kept: kept.ptr(),
+        keep_scale: 1.0 / 0.9,
+    };
+    (dropout, kept)
 }
 
 /// FLOPs and bytes of the base product and the adapters' part.
@@ -150,9 +163,9 @@ fn family(bench: &mut Bench, family: &str, forward: Ahead, backward: Back) {
             if linear.name == "qkv" || linear.name == "gate_up" {
                 let name = format!("{family}/{} dX r{RANK} dropout/{}", linear.name, model.name);
                 bench.case(&name, work(&g), |rig| {
-                    let (layer, (mask, state)) = (Layer::new(rig, g), dropout(rig));
+                    let (layer, (mask, kept)) = (Layer::new(rig, g), dropout(rig, &g));
                     move |d| {
-                        let _ = &state;
+                        let _ = &kept;
                         backward(d, &layer.backward(Some(mask)))
                     }
                 });

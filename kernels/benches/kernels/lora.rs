@@ -1,11 +1,11 @@
 //! What adapters cost beside the dense products (`lora/`), and the gradients of trained weights and biases (`weight_grad/`).
 
 use crate::bench::{Bench, Work};
-use crate::gemm::{dropout, group};
+use crate::gemm::{draw, dropout as masks, group};
 use crate::models::{LAYERS, RANK, TOKENS};
 use medft_kernels::linear::{Group, NO_LOW};
 use medft_kernels::lora::{self, Grads, Slots};
-use medft_kernels::{Ptr, norm, weight_grad};
+use medft_kernels::{Ptr, dropout, norm, weight_grad};
 
 pub fn all(bench: &mut Bench) {
     for model in &LAYERS {
@@ -61,9 +61,9 @@ fn adapters(bench: &mut Bench, g: Group, at: &str) {
         let work = Work::flops(flops_a).and_bytes(x_bytes);
         bench.case(&format!("lora/down {what}{at}"), work, |rig| {
             let (x, a, to) = (rig.bf16(t * k), rig.bf16(low * k), rig.bf16(t * low));
-            let (mask, state) = dropout(rig);
+            let (mask, kept) = masks(rig, &g);
             move |d| {
-                let _ = &state;
+                let _ = &kept;
                 lora::down(
                     d,
                     &g,
@@ -88,9 +88,9 @@ fn adapters(bench: &mut Bench, g: Group, at: &str) {
                 rig.f32(n * g.rank),
                 rig.f32(lora::scratch_len(&g)),
             );
-            let (mask, state) = dropout(rig);
+            let (mask, kept) = masks(rig, &g);
             move |d| {
-                let _ = &state;
+                let _ = &kept;
                 let grads = Grads {
                     x: x.ptr(),
                     dy: dy.ptr(),
@@ -112,6 +112,14 @@ fn adapters(bench: &mut Bench, g: Group, at: &str) {
             move |d| lora::up_backward(d, &g, dy.ptr(), b.ptr(), 0.5, to.ptr())
         },
     );
+    let words = dropout::kept_len(&g);
+    bench.case(&format!("lora/masks {at}"), Work::bytes(4 * words), |rig| {
+        let (kept, (draw, state)) = (rig.upload(&vec![0; words]), draw(rig));
+        move |d| {
+            let _ = &state;
+            dropout::draw(d, &g, &draw, kept.ptr())
+        }
+    });
     let values = low * k + n * g.rank;
     bench.case(&format!("lora/pack {at}"), Work::bytes(6 * values), |rig| {
         let (from_a, from_b) = (rig.f32(low * k), rig.f32(n * g.rank));

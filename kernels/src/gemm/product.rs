@@ -3,8 +3,9 @@
 //! Holds the parameter structs, tile choice and geometry; it does not know layers. Invariant: strides and widths are multiples of 8.
 
 use super::Size;
+use crate::dropout::Masks;
 use crate::launch::{Geometry, Gpu, Kernel, LaunchError, Launcher, Ptr};
-use crate::linear::{MEMBERS, NO_LOW, StepState};
+use crate::linear::{MEMBERS, NO_LOW};
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
 
@@ -49,7 +50,7 @@ pub(super) struct Product {
     pub(super) positions: Ptr<u32>,
     pub(super) y: Ptr<u8>,
     pub(super) h: Ptr<bf16>,
-    pub(super) state: Ptr<StepState>,
+    pub(super) masks: Masks,
     pub(super) lda: u32,
     pub(super) ldb: u32,
     pub(super) ldy: u32,
@@ -64,15 +65,13 @@ pub(super) struct Product {
     pub(super) head_dim: u32,
     pub(super) rotated: u32,
     pub(super) scale: f32,
-    pub(super) threshold: u32,
     pub(super) keep_scale: f32,
     pub(super) members: u32,
     pub(super) rank: u32,
     pub(super) low_at: [u32; MEMBERS],
-    pub(super) streams: [u32; MEMBERS],
     pub(super) parts: [Part; MEMBERS],
 }
-const _: () = assert!(size_of::<Part>() == 40 && size_of::<Product>() == 304);
+const _: () = assert!(size_of::<Part>() == 40 && size_of::<Product>() == 296);
 
 /// `Mode` of `gemm.cu`.
 pub(super) mod mode {

@@ -1,12 +1,13 @@
 //! One case of each op: random operands, the launch, and the comparison with f64 on the CPU. No test.
 
 use crate::gpu::{self, Random, f64s, gpu, poisoned, poisoned_f32};
+use crate::low_rank::Masks;
 use half::bf16;
 use medft_kernels::Ptr;
 use medft_kernels::device::{Buffer, Device};
 use medft_kernels::gemm_hopper::{self, Plain, Product, Tile};
 use medft_kernels::linear::{
-    Backward, Dropout, Epilogue, Forward, Group, LowBackward, LowForward, NO_LOW, StepState,
+    Backward, Epilogue, Forward, Group, LowBackward, LowForward, NO_LOW, StepState,
 };
 
 pub const TILES: [Tile; 2] = [Tile::Pair256, Tile::Single128];
@@ -310,41 +311,6 @@ pub fn forward_case(d: &Device, c: &Case, tile: Tile) {
     }
 }
 
-fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
-    let ([mut a, mut b, mut c, mut d], [mut k, mut l]) = (counter, key);
-    for _ in 0..10 {
-        let (p, q) = (0xD251_1F53 * u64::from(a), 0xCD9E_8D57 * u64::from(c));
-        (a, b, c, d) = (
-            (q >> 32) as u32 ^ b ^ k,
-            q as u32,
-            (p >> 32) as u32 ^ d ^ l,
-            p as u32,
-        );
-        (k, l) = (k.wrapping_add(0x9E37_79B9), l.wrapping_add(0xBB67_AE85));
-    }
-    [a, b, c, d]
-}
-
-/// `dropout_uniforms` of `prim/philox.cuh`, one element.
-fn uniform(s: &StepState, stream: u32, row: usize, column: usize) -> u32 {
-    let token = s.first_token + row as u64;
-    let (block, j, q, half) = (column / 32, column % 32 / 8, column % 8 / 2, column % 2);
-    let key = [
-        s.seed as u32 ^ s.step as u32,
-        (s.seed >> 32) as u32 ^ (s.step >> 32) as u32 ^ stream.rotate_left(16),
-    ];
-    let words = philox(
-        [
-            token as u32,
-            (token >> 32) as u32 ^ s.step as u32,
-            (4 * block + q) as u32,
-            stream,
-        ],
-        key,
-    );
-    words[j] >> (16 * half) & 0xffff
-}
-
 pub fn run_backward(d: &Device, g: Group, p: f64, seed: u64) {
     for tile in TILES {
         backward_case(d, g, p, seed, tile);
@@ -361,23 +327,20 @@ pub fn backward_case(d: &Device, g: Group, p: f64, seed: u64, tile: Tile) {
         random.bf16s(rows * low, 1.0),
         random.bf16s(low * inputs, 0.3),
     );
-    let state = StepState {
-        seed: 0x0123_4567_89ab_cdef,
-        step: 77,
-        first_token: (1 << 32) - 5,
-        first_target: 0,
-        loss_scale: 1.0,
-    };
-    let mut dropout = Dropout {
+    let masks = (p > 0.0).then(|| Masks {
+        state: StepState {
+            seed: 0x0123_4567_89ab_cdef,
+            step: 77,
+            first_token: (1 << 32) - 5,
+            first_target: 0,
+            loss_scale: 1.0,
+        },
         threshold: (p * 65536.0).round() as u32,
-        keep_scale: (1.0 / (1.0 - p)) as f32,
-        state: Ptr::NULL,
         streams: [11, 5, 1 << 20],
-    };
+    });
     let up = |v: &[bf16]| d.upload(v).unwrap();
     let (ddy, dw, dg, da) = (up(&dy), up(&w), up(&gr), up(&a));
-    let dstate = d.upload(&[state]).unwrap();
-    dropout.state = dstate.ptr();
+    let drawn = masks.map(|m| m.draw(d, &g));
     let dx = Output::new(d, rows, inputs);
     let b = Backward {
         group: g,
@@ -386,7 +349,7 @@ pub fn backward_case(d: &Device, g: Group, p: f64, seed: u64, tile: Tile) {
         low: (low > 0).then(|| LowBackward {
             g: dg.ptr(),
             a: da.ptr(),
-            dropout: (p > 0.0).then_some(dropout),
+            dropout: drawn.as_ref().map(|d| d.dropout),
         }),
         dx: dx.0.ptr(),
     };
@@ -398,17 +361,10 @@ pub fn backward_case(d: &Device, g: Group, p: f64, seed: u64, tile: Tile) {
         let mut dots = Dots::default();
         dots.add((0..columns).map(|n| (dy[r * columns + n], w[n * inputs + c])));
         for m in 0..3 {
-            if low == 0
-                || g.low_at[m] == NO_LOW
-                || (p > 0.0 && uniform(&state, dropout.streams[m], r, c) < dropout.threshold)
-            {
+            let scale = masks.map_or(1.0, |masks| masks.factor(m, r, c));
+            if low == 0 || g.low_at[m] == NO_LOW || scale == 0.0 {
                 continue;
             }
-            let scale = if p > 0.0 {
-                f64::from(dropout.keep_scale)
-            } else {
-                1.0
-            };
             let first = g.low_at[m] as usize;
             dots.add((first..first + g.rank).map(|k| (gr[r * low + k] * scale, a[k * inputs + c])));
         }

@@ -2,7 +2,9 @@
 #![allow(dead_code)]
 
 use super::gpu::Random;
-use medft_kernels::Ptr;
+use super::gpu::poisoned_u32;
+use medft_kernels::device::{Buffer, Device};
+use medft_kernels::dropout::{self, Draw};
 use medft_kernels::linear::{Dropout, Group, NO_LOW, StepState};
 
 /// Of weights: products of a few hundred terms stay near 1.
@@ -76,18 +78,31 @@ pub fn masks(random: &mut Random) -> Masks {
     }
 }
 
+/// Masks on the GPU.
+pub struct Drawn {
+    pub dropout: Dropout,
+    pub kept: Buffer<u32>,
+}
+
 impl Masks {
     pub fn keep_scale(&self) -> f32 {
         (1.0 / (1.0 - f64::from(self.threshold) / 65536.0)) as f32
     }
 
-    pub fn dropout(&self, state: Ptr<StepState>) -> Dropout {
-        Dropout {
+    pub fn draw(&self, device: &Device, group: &Group) -> Drawn {
+        let state = device.upload(&[self.state]).unwrap();
+        let kept = poisoned_u32(device, dropout::kept_len(group));
+        let draw = Draw {
             threshold: self.threshold,
-            keep_scale: self.keep_scale(),
-            state,
+            state: state.ptr(),
             streams: self.streams,
-        }
+        };
+        dropout::draw(device, group, &draw, kept.ptr()).unwrap();
+        let dropout = Dropout {
+            kept: kept.ptr(),
+            keep_scale: self.keep_scale(),
+        };
+        Drawn { dropout, kept }
     }
 
     /// 0 or the keep scale.
@@ -99,7 +114,7 @@ impl Masks {
         }
     }
 
-    /// The mapping of `prim/philox.cuh`: word j, half h of lane q's draw is column 32 b + 8 j + 2 q + h.
+    /// `backend::Dropout`: word j, half h of lane q's draw is column 32 b + 8 j + 2 q + h.
     fn uniform(&self, member: usize, row: usize, column: usize) -> u32 {
         let (block, within) = (column / 32, column % 32);
         let (j, q, h) = (within / 8, within % 8 / 2, within % 2);

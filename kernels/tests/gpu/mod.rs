@@ -92,6 +92,13 @@ pub fn poisoned_f32(device: &Device, len: usize) -> Buffer<f32> {
     buffer
 }
 
+/// Words full of ones.
+pub fn poisoned_u32(device: &Device, len: usize) -> Buffer<u32> {
+    let buffer = device.alloc::<u32>(len.max(1)).unwrap();
+    device.fill(buffer.ptr(), 0xff, len.max(1)).unwrap();
+    buffer
+}
+
 /// Fails with the first and the worst element where `|got - want| > bound(i)`, how many there are, and `what`.
 pub fn within(what: &str, got: &[f64], want: &[f64], bound: impl Fn(usize) -> f64) {
     assert_eq!(got.len(), want.len(), "{what}: lengths");
