@@ -5,13 +5,15 @@
 
 use super::{findings, methods};
 use crate::evaluate::confusion::Confusion;
+use crate::evaluate::groups::Group;
 use crate::evaluate::metrics::{LevelMetrics, Metrics};
 use crate::evaluate::statistics::{Pair, Verdict};
+use crate::text::audit::ExampleAudit;
 use medft_dsl::plan::{Level, Part, Plan, Precision};
 use serde::{Deserialize, Serialize};
 
 /// Version of the fields below; raised when an old reader would misread a new file.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// A run's results.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -123,6 +125,8 @@ pub struct DataSummary {
     pub test: u64,
     /// Groups of equal or nearly equal texts, which never cross sides.
     pub clusters: u64,
+    /// Rows on the test side whose text, or a near-duplicate of it, stands on another side, too.
+    pub overlap: u64,
     /// Number of labels at each level.
     pub labels: Vec<(Level, u64)>,
     /// Rows whose code is not valid for a claim in the code table's fiscal year: a parent, retired or unknown.
@@ -164,6 +168,8 @@ pub struct Training {
     pub rows: u64,
     /// Training rows whose note was shortened.
     pub truncated: u64,
+    /// What its examples look like as tokens; `None` in a training of an earlier version.
+    pub audit: Option<ExampleAudit>,
     /// Trained values.
     pub trained_values: u64,
     /// Steps done.
@@ -267,12 +273,16 @@ pub struct System {
     pub trained_tokens: Option<u64>,
     /// Measures with intervals.
     pub metrics: Metrics,
+    /// Accuracy by chapter, by training rows with the code, seen against unseen.
+    pub groups: Vec<Group>,
     /// Answers that ended at `max_new` tokens.
     pub cut: u64,
     /// Rows whose note was shortened to fit.
     pub truncated: u64,
     /// Tuned systems: rows with the same answer, letter for letter, as their base.
     pub same_as_base: Option<u64>,
+    /// Rows without an answer of their own: missing, or stored for another row.
+    pub foreign: u64,
     /// Seconds of generation.
     pub seconds: f64,
     /// Largest memory use in bytes, if it was measured.
@@ -349,7 +359,8 @@ impl Report {
         let pairs = self
             .evaluations
             .iter()
-            .flat_map(|e| e.pairs.iter().map(move |pair| (e, pair)));
+            .flat_map(|e| e.pairs.iter().map(move |pair| (e, pair)))
+            .filter(|(_, pair)| pair.asked);
         let conclude = |(evaluation, pair): (&Evaluation, &Pair)| Conclusion {
             evaluation: evaluation.name.clone(),
             verdict: pair.verdict(),

@@ -4,6 +4,8 @@
 //! findings and sentences are `report`'s. Invariant: all systems of an evaluation are judged on the same rows.
 
 mod data;
+#[cfg(test)]
+mod faults;
 mod judge;
 mod pairs;
 mod question;
