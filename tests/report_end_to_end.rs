@@ -72,6 +72,8 @@ fn system(name: &str, role: Role, judged: &[Judged], metrics: Metrics) -> System
         truncated: 0,
         same_as_base: None,
         foreign: 0,
+        latency: None,
+        cost: None,
         seconds: 1.0,
         peak_memory: None,
         chapters: Confusion::of(judged, Level::Chapter),
@@ -176,6 +178,7 @@ fn a_tuned_model_below_its_base_is_the_first_thing_that_a_reader_sees() {
         recipe: Recipe {
             name: "tiny".into(),
             seed: 42,
+            cost: None,
         },
         data: vec![],
         tasks: vec![],
@@ -192,12 +195,14 @@ fn a_tuned_model_below_its_base_is_the_first_thing_that_a_reader_sees() {
         created: "2026-11-23T00:00:00Z".into(),
         engine: "0.1.0".into(),
         machine: Machine::default(),
+        rates: None,
         findings: vec![],
         verdicts: vec![],
         data: vec![],
         trainings: vec![],
         evaluations: vec![evaluation],
         methods: vec![],
+        limits: vec![],
         hashes: vec![],
     };
     report.conclude(&plan);

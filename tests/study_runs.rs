@@ -112,6 +112,7 @@ fn a_run_leaves_what_the_architecture_promises() {
         "report.json",
         "plots",
         "predictions/all/small_lora.jsonl",
+        "predictions/all.csv",
         "train/small_lora/metrics.jsonl",
         "train/small_lora/adapter/adapter_config.json",
         "train/small_lora/adapter/adapter_model.safetensors",
@@ -169,4 +170,28 @@ fn wrong_input_is_a_sentence_and_code_2() {
         assert_eq!(code, 2);
         assert!(log.contains("no CUDA kernels"), "{log}");
     }
+}
+
+#[test]
+fn an_exploration_is_a_page_with_the_learnt_tokens_marked() {
+    let dir = tempfile::tempdir().unwrap();
+    let page = dir.path().join("data.html");
+    let (code, said, log) = engine(&[
+        "explore",
+        "recipes/quickstart.rcp",
+        "--html",
+        page.to_str().unwrap(),
+    ]);
+    assert_eq!(code, 0, "{log}");
+    assert!(said.contains("exploration: "), "{said}");
+    let html = std::fs::read_to_string(page).unwrap();
+    for part in [
+        "<mark>",
+        "Labels over the tree",
+        "tokens of <code>small</code>",
+        "label ceiling",
+    ] {
+        assert!(html.contains(part), "{part} is missing");
+    }
+    assert!(!html.contains("src=\"http") && !html.contains("NaN"));
 }

@@ -1,15 +1,16 @@
 //! `report.json`: everything that a report says.
 //!
-//! Holds plain data. It refuses to render. Invariant: findings, verdicts and methods are derived by [`Report::conclude`] from the other
+//! Holds plain data. It refuses to render. Invariant: findings, verdicts, methods and limits are derived by [`Report::conclude`] from the other
 //! fields and the plan, never written by hand.
 
-use super::{findings, methods};
+use super::cost::{Cost, Latency};
+use super::{findings, limits, methods};
 use crate::evaluate::confusion::Confusion;
 use crate::evaluate::groups::Group;
 use crate::evaluate::metrics::{LevelMetrics, Metrics};
 use crate::evaluate::statistics::{Pair, Verdict};
 use crate::text::audit::ExampleAudit;
-use medft_dsl::plan::{Level, Part, Plan, Precision};
+use medft_dsl::plan::{Level, Part, Plan, Precision, Rates};
 use serde::{Deserialize, Serialize};
 
 /// Version of the fields below; raised when an old reader would misread a new file.
@@ -32,6 +33,8 @@ pub struct Report {
     pub engine: String,
     /// Where it ran.
     pub machine: Machine,
+    /// The recipe's rates, if it has some.
+    pub rates: Option<Rates>,
     /// What a reader must know first; the gravest first.
     pub findings: Vec<Finding>,
     /// What the comparisons show.
@@ -44,6 +47,8 @@ pub struct Report {
     pub evaluations: Vec<Evaluation>,
     /// How it was done.
     pub methods: Vec<Paragraph>,
+    /// What the results do not say.
+    pub limits: Vec<String>,
     /// Hashes of what went in and came out.
     pub hashes: Vec<Hash>,
 }
@@ -283,6 +288,10 @@ pub struct System {
     pub same_as_base: Option<u64>,
     /// Rows without an answer of their own: missing, or stored for another row.
     pub foreign: u64,
+    /// How long an answer takes in a full batch; models only.
+    pub latency: Option<Latency>,
+    /// What a thousand notes cost; models only, if the recipe has rates.
+    pub cost: Option<Cost>,
     /// Seconds of generation.
     pub seconds: f64,
     /// Largest memory use in bytes, if it was measured.
@@ -348,11 +357,12 @@ pub enum ReportError {
 }
 
 impl Report {
-    /// Derives findings, verdicts and methods from the rest and the plan that was run.
+    /// Derives findings, verdicts, methods and limits from the rest and the plan that was run.
     pub fn conclude(&mut self, plan: &Plan) {
         self.findings = findings::find(self);
         self.verdicts = self.conclusions();
         self.methods = methods::methods(plan, self);
+        self.limits = limits::limits(plan, self);
     }
 
     fn conclusions(&self) -> Vec<Conclusion> {

@@ -1,5 +1,6 @@
 //! A made-up run for tests, of the size and look of the original study. Its numbers mean nothing.
 
+use super::cost::{Latency, cost};
 use super::document::*;
 use crate::evaluate::confusion::Confusion;
 use crate::evaluate::errors::KINDS;
@@ -48,12 +49,14 @@ pub(super) fn report() -> Report {
             system: "linux x86_64".into(),
             gpu: Some("NVIDIA H200, 139.8 GiB".into()),
         },
+        rates: plan().recipe.cost,
         findings: Vec::new(),
         verdicts: Vec::new(),
         data: vec![data()],
         trainings: vec![training()],
         evaluations: vec![evaluation()],
         methods: Vec::new(),
+        limits: Vec::new(),
         hashes: [
             "recipe",
             "data `medsynth`",
@@ -164,6 +167,13 @@ fn evaluation() -> Evaluation {
             truncated: u64::from(role != Role::Baseline) * 25,
             same_as_base: (role == Role::Tuned).then_some(97),
             foreign: 0,
+            latency: (role != Role::Baseline).then_some(Latency { p50: 1.2, p95: 1.9 }),
+            cost: cost(
+                &plan().recipe.cost.unwrap_or_else(|| unreachable!()),
+                if role == Role::Baseline { 0.4 } else { 61.0 },
+                ROWS,
+                (role == Role::Tuned).then_some(2710.0),
+            ),
             seconds: if role == Role::Baseline { 0.4 } else { 61.0 },
             peak_memory: sized.map(|n| 2 * n + (3 << 30)),
             chapters: chapters(accuracy[3]),
@@ -384,6 +394,13 @@ pub(super) fn plan() -> Plan {
         recipe: Recipe {
             name: "size-vs-specialization".into(),
             seed: 42,
+            cost: Some(Rates {
+                hour: 3.0,
+                currency: "USD".into(),
+                watts: 650.0,
+                grid: 380.0,
+                notes: 100_000,
+            }),
         },
         data: vec![Data {
             name: "medsynth".into(),

@@ -32,7 +32,7 @@ pub(super) fn interval(estimate: Estimate) -> String {
 }
 
 /// `1,536`.
-pub(super) fn count(n: u64) -> String {
+pub(crate) fn count(n: u64) -> String {
     let digits = n.to_string();
     let mut grouped = String::new();
     for (at, digit) in digits.chars().enumerate() {
@@ -66,7 +66,7 @@ pub(super) fn seconds(seconds: f64) -> String {
 }
 
 /// `27.4 GiB`.
-pub(super) fn bytes(n: u64) -> String {
+pub(crate) fn bytes(n: u64) -> String {
     format!("{:.1} GiB", n as f64 / 1024_f64.powi(3))
 }
 

@@ -63,7 +63,7 @@ pub(super) fn fill(name: &str, template: &str, page: Value) -> Result<String, Re
 }
 
 /// JSON for a template: what minijinja's `serde` feature would do.
-fn value(json: serde_json::Value) -> Value {
+pub(super) fn value(json: serde_json::Value) -> Value {
     use serde_json::Value as Json;
     match json {
         Json::Null => Value::from(()),

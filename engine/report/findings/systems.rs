@@ -41,10 +41,9 @@ fn below_base(evaluation: &Evaluation, system: &System) -> Option<Finding> {
     if system.accuracy(evaluation.level) >= base.accuracy(evaluation.level) {
         return None;
     }
-    let pair = evaluation
-        .pairs
-        .iter()
-        .find(|p| p.system == system.name && p.baseline == base.name);
+    let pair = evaluation.pairs.iter().find(|p| {
+        [(&p.system, &p.baseline), (&p.baseline, &p.system)].contains(&(&system.name, &base.name))
+    });
     let (severity, certainty) = match pair.map(|pair| pair.verdict()) {
         Some(Verdict::NoDifferenceShown) => {
             (Severity::Warning, ", a difference that chance may explain")

@@ -184,7 +184,8 @@ fn findings(disturb: impl FnOnce(&mut Study)) -> Vec<Finding> {
         }],
         gpu: None,
     };
-    report(&material, &mut store, &mut sets).unwrap().findings
+    let (report, _) = report(&material, &mut store, &mut sets).unwrap();
+    report.findings
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The answers of an evaluation, judged: every system and every rule on the same rows.
 
 use super::pairs::pairs;
+use super::table::{Table, table};
 use super::{Evaluation, Material};
 use crate::data::icd10::CodeTree;
 use crate::data::titles::TitleLookup;
@@ -11,6 +12,7 @@ use crate::evaluate::groups::groups;
 use crate::evaluate::metrics::{Judged, Measured, judge, measure};
 use crate::evaluate::prediction::{Finish, Prediction};
 use crate::evaluate::resample::{RESAMPLES, Resampled, Resampler};
+use crate::report::cost::{cost, latency};
 use crate::report::document::{self, Role};
 use crate::report::examples::{ExampleRow, ExampleSystem, choose};
 use crate::study::predict::Answers;
@@ -48,7 +50,7 @@ pub(super) struct Judge<'a> {
 /// A rule's or model's answers, judged.
 pub(super) struct Entry {
     pub(super) name: String,
-    predictions: Vec<Prediction>,
+    pub(super) predictions: Vec<Prediction>,
     pub(super) judged: Vec<Judged>,
     pub(super) accuracy: Resampled,
     pub(super) system: document::System,
@@ -85,7 +87,8 @@ impl<'a> Judge<'a> {
         }
     }
 
-    pub(super) fn evaluation(&self) -> document::Evaluation {
+    /// What the report says of the evaluation, and all its answers.
+    pub(super) fn evaluation(&self) -> (document::Evaluation, Table) {
         let block = self.evaluation.block;
         let mut entries: Vec<Entry> = self
             .evaluation
@@ -119,7 +122,8 @@ impl<'a> Judge<'a> {
                 judged: &e.judged,
             })
             .collect();
-        document::Evaluation {
+        let table = table(&block.name, self.task.level, &entries);
+        let evaluation = document::Evaluation {
             name: block.name.clone(),
             data: self.task.data.clone(),
             part: block.split,
@@ -128,7 +132,8 @@ impl<'a> Judge<'a> {
             pairs,
             examples: choose(&rows, &systems, self.task.level, EXAMPLES),
             systems: entries.into_iter().map(|e| e.system).collect(),
-        }
+        };
+        (evaluation, table)
     }
 
     /// Reads the answers again (the reader may have changed since they were stored) and judges them.
@@ -164,6 +169,8 @@ impl<'a> Judge<'a> {
             truncated: 0,
             same_as_base: None,
             foreign: 0,
+            latency: None,
+            cost: None,
             seconds: 0.0,
             peak_memory: None,
             chapters: Confusion::of(&judged, Level::Chapter),
@@ -201,9 +208,22 @@ impl<'a> Judge<'a> {
             base,
             parameters: Some(answers.parameters),
             precision: Some(system.model.precision),
-            trained_tokens: system.train.and_then(|t| self.trained_tokens(t)),
+            trained_tokens: system
+                .train
+                .and_then(|t| Some(self.training(t)?.outcome.tokens)),
             truncated: answers.cut_rows as u64,
             seconds: answers.seconds * share,
+            latency: latency(answers.predictions.iter().map(|p| p.seconds)),
+            cost: self.plan.recipe.cost.as_ref().and_then(|rates| {
+                let training = system.train.and_then(|t| self.training(t));
+                let training = training.map(|record| record.outcome.seconds);
+                cost(
+                    rates,
+                    answers.seconds * share,
+                    self.rows.len() as u64,
+                    training,
+                )
+            }),
             peak_memory: answers.peak_memory,
             ..entry.system
         };
@@ -217,9 +237,9 @@ impl<'a> Judge<'a> {
         (self.rows.len() - own.count()) as u64
     }
 
-    fn trained_tokens(&self, train: &Train) -> Option<u64> {
+    fn training(&self, train: &Train) -> Option<&TrainRecord> {
         let found = self.trainings.iter().find(|(t, ..)| t.name == train.name);
-        found.map(|(_, record, _)| record.outcome.tokens)
+        found.map(|(_, record, _)| record)
     }
 
     /// The baselines that cost nothing.
