@@ -1,7 +1,7 @@
 //! `cache`: the stored answers in an output folder.
 
 use super::{Failure, Outcome, output};
-use crate::report::format::{bytes, count};
+use crate::report::format::count;
 use crate::study::cache::{self, Stored};
 use clap::Subcommand;
 use std::path::PathBuf;
@@ -52,7 +52,7 @@ pub fn run(args: Args) -> Outcome {
         "{} files, {} answers, {} {done}",
         count(found.len() as u64),
         count(rows),
-        bytes(size)
+        mebibytes(size)
     ))
 }
 
@@ -62,7 +62,7 @@ fn line(stored: &Stored) -> String {
         "{}  {} answers  {}  {} days old  {}",
         stored.path.display(),
         count(stored.rows),
-        bytes(stored.bytes),
+        mebibytes(stored.bytes),
         stored.days,
         if users.is_empty() {
             "no run".to_owned()
@@ -70,4 +70,8 @@ fn line(stored: &Stored) -> String {
             users.join(", ")
         }
     )
+}
+
+fn mebibytes(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }

@@ -109,20 +109,26 @@ pub fn kind(codes: &impl Codes, gold: &str, outcome: &Outcome, asked: Level) -> 
         let at = |place: &Place| codes.at_level(place.nearest?, level);
         at(&answer).is_some() && at(&answer) == at(&gold)
     };
-    let same_parent = answer.parent.is_some() && answer.parent == gold.parent;
-    Some(match () {
-        () if answer.holds(codes, &gold) => ErrorKind::TooBroad,
-        () if gold.holds(codes, &answer) => ErrorKind::TooSpecific,
-        () if only_the_seventh_differs(&answer.code, &gold.code) => ErrorKind::SeventhCharacter,
-        () if same(Level::Category) && only_the_side_differs(codes, &answer, &gold) => {
-            ErrorKind::Laterality
-        }
-        () if same_parent => ErrorKind::Sibling,
-        () if same(Level::Category) => ErrorKind::SameCategory,
-        () if same(Level::Block) => ErrorKind::SameBlock,
-        () if same(Level::Chapter) => ErrorKind::OtherBlock,
-        () => ErrorKind::OtherChapter,
-    })
+    let kind = if answer.holds(codes, &gold) {
+        ErrorKind::TooBroad
+    } else if gold.holds(codes, &answer) {
+        ErrorKind::TooSpecific
+    } else if only_the_seventh_differs(&answer.code, &gold.code) {
+        ErrorKind::SeventhCharacter
+    } else if same(Level::Category) && only_the_side_differs(codes, &answer, &gold) {
+        ErrorKind::Laterality
+    } else if answer.parent.is_some() && answer.parent == gold.parent {
+        ErrorKind::Sibling
+    } else if same(Level::Category) {
+        ErrorKind::SameCategory
+    } else if same(Level::Block) {
+        ErrorKind::SameBlock
+    } else if same(Level::Chapter) {
+        ErrorKind::OtherBlock
+    } else {
+        ErrorKind::OtherChapter
+    };
+    Some(kind)
 }
 
 /// A written code's place in the tree. One that is gone hangs below its closest ancestor, with nothing below itself.

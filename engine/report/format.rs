@@ -66,7 +66,7 @@ pub(super) fn seconds(seconds: f64) -> String {
 }
 
 /// `27.4 GiB`.
-pub(crate) fn bytes(n: u64) -> String {
+pub(super) fn bytes(n: u64) -> String {
     format!("{:.1} GiB", n as f64 / 1024_f64.powi(3))
 }
 

@@ -38,9 +38,11 @@ pub(super) fn table(evaluation: &str, asked: Level, entries: &[Entry]) -> Table 
     let mut lines = vec![COLUMNS.map(str::to_owned).to_vec()];
     for entry in entries {
         for (prediction, judged) in entry.predictions.iter().zip(&entry.judged) {
-            let right = |level: Level| match level >= asked {
-                true => u8::from(judged.right(level)).to_string(),
-                false => String::new(),
+            let right = |level: Level| {
+                if level < asked {
+                    return String::new();
+                }
+                u8::from(judged.right(level)).to_string()
             };
             let gold = judged.gold(asked);
             let code = judged.predicted(asked).or(prediction.outcome.code());
