@@ -3,7 +3,8 @@
 use medft_dsl::plan::{Level, Part, Plan, Recipe};
 use medft_engine::evaluate::codes::Codes;
 use medft_engine::evaluate::confusion::Confusion;
-use medft_engine::evaluate::metrics::{Judged, judge, measure};
+use medft_engine::evaluate::groups::groups;
+use medft_engine::evaluate::metrics::{Judged, Metrics, judge, measure};
 use medft_engine::evaluate::prediction::{self, Prediction, PredictionLog};
 use medft_engine::evaluate::resample::Resampler;
 use medft_engine::evaluate::statistics::{Graded, Verdict, compare};
@@ -56,7 +57,7 @@ impl Codes for Tiny {
     }
 }
 
-fn system(name: &str, role: Role, judged: &[Judged], resampler: &Resampler) -> System {
+fn system(name: &str, role: Role, judged: &[Judged], metrics: Metrics) -> System {
     System {
         name: name.into(),
         role,
@@ -65,10 +66,14 @@ fn system(name: &str, role: Role, judged: &[Judged], resampler: &Resampler) -> S
         parameters: None,
         precision: None,
         trained_tokens: None,
-        metrics: measure(judged, Level::Code, resampler),
+        metrics,
+        groups: groups(judged, Level::Code, &vec![3; judged.len()]),
         cut: 0,
         truncated: 0,
         same_as_base: None,
+        foreign: 0,
+        latency: None,
+        cost: None,
         seconds: 1.0,
         peak_memory: None,
         chapters: Confusion::of(judged, Level::Chapter),
@@ -119,17 +124,23 @@ fn a_tuned_model_below_its_base_is_the_first_thing_that_a_reader_sees() {
     let right =
         |judged: &[Judged]| -> Vec<bool> { judged.iter().map(|j| j.right(Level::Code)).collect() };
     let (base_right, tuned_right) = (right(&base_judged), right(&tuned_judged));
-    let resampler = Resampler::new(&(0..200).collect::<Vec<u32>>(), 42, 1000);
-    let pair = (
-        Graded {
-            name: "tuned",
-            right: &tuned_right,
-        },
+    let clusters: Vec<u32> = (0..200).collect();
+    let resampler = Resampler::new(&clusters, 42, 1000);
+    let base_measured = measure(&base_judged, Level::Code, &resampler);
+    let tuned_measured = measure(&tuned_judged, Level::Code, &resampler);
+    let graded = [
         Graded {
             name: "base",
             right: &base_right,
+            accuracy: &base_measured.accuracy,
         },
-    );
+        Graded {
+            name: "tuned",
+            right: &tuned_right,
+            accuracy: &tuned_measured.accuracy,
+        },
+    ];
+    let pairs = compare(&graded, &[("tuned", "base")], Level::Code, &clusters);
     let rows: Vec<ExampleRow> = ids
         .iter()
         .map(|id| ExampleRow {
@@ -157,16 +168,17 @@ fn a_tuned_model_below_its_base_is_the_first_thing_that_a_reader_sees() {
         level: Level::Code,
         rows: 200,
         systems: vec![
-            system("base", Role::ZeroShot, &base_judged, &resampler),
-            system("tuned", Role::Tuned, &tuned_judged, &resampler),
+            system("base", Role::ZeroShot, &base_judged, base_measured.metrics),
+            system("tuned", Role::Tuned, &tuned_judged, tuned_measured.metrics),
         ],
-        pairs: compare(&[pair], Level::Code, &resampler),
+        pairs,
         examples: choose(&rows, &shown, Level::Code, 6),
     };
     let plan = Plan {
         recipe: Recipe {
             name: "tiny".into(),
             seed: 42,
+            cost: None,
         },
         data: vec![],
         tasks: vec![],
@@ -183,12 +195,14 @@ fn a_tuned_model_below_its_base_is_the_first_thing_that_a_reader_sees() {
         created: "2026-11-23T00:00:00Z".into(),
         engine: "0.1.0".into(),
         machine: Machine::default(),
+        rates: None,
         findings: vec![],
         verdicts: vec![],
         data: vec![],
         trainings: vec![],
         evaluations: vec![evaluation],
         methods: vec![],
+        limits: vec![],
         hashes: vec![],
     };
     report.conclude(&plan);

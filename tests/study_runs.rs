@@ -118,6 +118,7 @@ fn a_run_leaves_what_the_architecture_promises() {
         "report.json",
         "plots",
         "predictions/all/small_lora.jsonl",
+        "predictions/all.csv",
         "train/small_lora/metrics.jsonl",
         "train/small_lora/adapter/adapter_config.json",
         "train/small_lora/adapter/adapter_model.safetensors",
@@ -231,4 +232,28 @@ evaluate all {{ models = [small] task = coding batch = 65536 decode = greedy(max
     assert!(said.starts_with("predicting with `small` needs "), "{said}");
     assert!(said.contains(" are free; set `batch = "), "{said}");
     assert!(!out.join("large").exists(), "nothing is made but the store");
+}
+
+#[test]
+fn an_exploration_is_a_page_with_the_learnt_tokens_marked() {
+    let dir = tempfile::tempdir().unwrap();
+    let page = dir.path().join("data.html");
+    let (code, said, log) = engine(&[
+        "explore",
+        "recipes/quickstart.rcp",
+        "--html",
+        page.to_str().unwrap(),
+    ]);
+    assert_eq!(code, 0, "{log}");
+    assert!(said.contains("exploration: "), "{said}");
+    let html = std::fs::read_to_string(page).unwrap();
+    for part in [
+        "<mark>",
+        "Labels over the tree",
+        "tokens of <code>small</code>",
+        "label ceiling",
+    ] {
+        assert!(html.contains(part), "{part} is missing");
+    }
+    assert!(!html.contains("src=\"http") && !html.contains("NaN"));
 }

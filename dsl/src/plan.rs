@@ -33,6 +33,24 @@ pub struct Recipe {
     pub name: String,
     /// The seed every other seed defaults to.
     pub seed: u64,
+    /// What the machine costs, if the recipe says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<Rates>,
+}
+
+/// What time on the machine costs, in money, energy and carbon dioxide.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Rates {
+    /// Price of an hour of the machine.
+    pub hour: f64,
+    /// Unit of that price.
+    pub currency: String,
+    /// Mean power while it works, in watts.
+    pub watts: f64,
+    /// Carbon dioxide of its electricity, in grams a kWh.
+    pub grid: f64,
+    /// Notes over which a training is to pay off.
+    pub notes: u64,
 }
 
 /// A `data` block: rows, the columns that matter, and how they are split.

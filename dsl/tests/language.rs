@@ -52,7 +52,8 @@ fn every_default_is_the_seeds() {
         plan.recipe,
         Recipe {
             name: "shortest".into(),
-            seed: 42
+            seed: 42,
+            cost: None,
         }
     );
     let split = Split {
@@ -195,7 +196,8 @@ fn words_and_calls_reach_the_plan() {
         plan.recipe,
         Recipe {
             name: "study-1".into(),
-            seed: 7
+            seed: 7,
+            cost: None,
         }
     );
     let data = &plan.data[0];
@@ -380,7 +382,8 @@ fn overrides_reach_fields_arguments_and_the_seed() {
         self::plan(&named, &["recipe.seed=3", "tuned.epochs=1", "seed=4"]).recipe,
         Recipe {
             name: "tuned".into(),
-            seed: 4
+            seed: 4,
+            cost: None,
         }
     );
 }
@@ -561,4 +564,13 @@ fn hostile_texts_are_read_in_linear_time() {
             text.len()
         );
     }
+}
+
+#[test]
+fn costs_are_what_the_recipe_says() {
+    let cost =
+        r#"recipe "r" { cost = rates(hour = 2.5, watts = 700, grid = 380, notes = 100000) }"#;
+    let rates = plan(&format!("{SHORTEST}{cost}"), &[]).recipe.cost.unwrap();
+    assert_eq!((rates.hour, rates.watts, rates.grid), (2.5, 700.0, 380.0));
+    assert_eq!((rates.notes, rates.currency.as_str()), (100_000, "USD"));
 }

@@ -3,14 +3,20 @@
 use super::progress::Progress;
 use super::recipe::RecipeArgs;
 use super::run::blame;
-use super::{Outcome, output};
+use super::{Blame, Outcome, output};
+use crate::data::whole_file::write_whole;
+use crate::report::exploration;
 use crate::study::explore::explore;
+use std::path::PathBuf;
 
 /// Arguments of `explore`.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     recipe: RecipeArgs,
+    /// Write a page of it to this file as well
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Print an array with one object a data block
     #[arg(long)]
     json: bool,
@@ -20,6 +26,10 @@ pub struct Args {
 pub fn run(args: Args) -> Outcome {
     let recipe = args.recipe.check()?;
     let explored = explore(&recipe.plan, &mut Progress::default()).map_err(blame)?;
+    if let Some(path) = &args.html {
+        let page = exploration::page(&recipe.plan.recipe.name, &explored).work()?;
+        write_whole(path, page.as_bytes()).work()?;
+    }
     if args.json {
         return output::json(&explored);
     }
@@ -32,5 +42,8 @@ pub fn run(args: Args) -> Outcome {
             ))?;
         }
     }
-    Ok(())
+    match &args.html {
+        Some(path) => output::line(&format!("exploration: {}", path.display())),
+        None => Ok(()),
+    }
 }

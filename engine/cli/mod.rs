@@ -4,6 +4,7 @@
 //! user's input is wrong, 130 interrupted.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod cache;
 mod check;
 mod device;
 mod doctor;
@@ -48,6 +49,8 @@ enum Command {
     Predict(predict::Args),
     /// Render a run's report again, or compare several runs
     Report(report::Args),
+    /// Look at stored answers, or delete those that no run uses
+    Cache(cache::Args),
     /// Continue a prompt or a conversation
     Generate(generate::Args),
     /// Log-probabilities and perplexity of a text
@@ -106,6 +109,7 @@ pub fn main() -> ExitCode {
         Command::HelpRecipe(args) => help_recipe::run(args),
         Command::Predict(args) => predict::run(args),
         Command::Report(args) => report::run(args),
+        Command::Cache(args) => cache::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Score(args) => score::run(args),
         Command::Tokenize(args) => tokenize::run(args),

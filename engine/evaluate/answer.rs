@@ -4,7 +4,8 @@
 //! `metrics`) and to repair: `E11` is never read as `E11.9`. Invariant: reading depends on the answer, the
 //! level and the tree alone, so stored answers can be read again at any time.
 
-use super::codes::{Codes, is_code_shaped, normal};
+use super::codes::{Codes, normal};
+use crate::data::icd10::is_code_shaped;
 use medft_dsl::plan::Level;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -275,6 +276,16 @@ mod tests {
         assert_eq!(read_at("CH04, category E11", Level::Category), "E11");
         assert_eq!(read_at("e08-e13", Level::Block), "E08-E13");
         assert_eq!(read_at("chapter CH04", Level::Chapter), "CH04");
+    }
+
+    /// FY2026 has categories whose second character is a letter; a word such as CA125 still is no code.
+    #[test]
+    fn codes_with_two_letters_in_front() {
+        use crate::data::icd10::CodeTree;
+        let found = |answer| read(answer, Level::Code, CodeTree::shipped());
+        assert_eq!(found("**QA0.0101**").code(), Some("QA0.0101"));
+        assert_eq!(found("code qa00101").code(), Some("QA0.0101"));
+        assert_eq!(found("CA125 and BA4 are high"), Outcome::Unparsed);
     }
 
     #[test]

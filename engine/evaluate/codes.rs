@@ -4,6 +4,7 @@
 //! root. It refuses to read sentences (see `answer`). Invariant: gold and answer go through the same functions, so that
 //! one code never gets two labels.
 
+use crate::data::icd10::is_code_shaped;
 use medft_dsl::plan::Level;
 
 /// A tree of codes. Ids are the tree's own and mean nothing outside it.
@@ -22,6 +23,10 @@ pub trait Codes {
     fn title(&self, id: u32) -> &str;
     /// Whether the code is valid for a claim.
     fn billable(&self, id: u32) -> bool;
+    /// The last fiscal year in which the code was billable, if it no longer is.
+    fn expired(&self, _written: &str) -> Option<u16> {
+        None
+    }
 }
 
 /// Capitals, with the dot after the third character. What does not look like a code is only trimmed and set in capitals.
@@ -39,12 +44,6 @@ pub fn normal(written: &str) -> String {
     } else {
         format!("{category}.{rest}")
     }
-}
-
-/// Whether capitals without a dot have the shape of a code: letter, digit, letter or digit, at most four more.
-pub(super) fn is_code_shaped(bare: &str) -> bool {
-    matches!(bare.as_bytes(), [b'A'..=b'Z', b'0'..=b'9', rest @ ..]
-        if (1..=5).contains(&rest.len()) && rest.iter().all(u8::is_ascii_alphanumeric))
 }
 
 /// The label of a written code at `level`. A code that is not in the tree (retired, misspelt) is its own label at

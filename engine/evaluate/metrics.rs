@@ -15,6 +15,7 @@
 
 use super::answer::Outcome;
 use super::codes::{Codes, label, normal, path};
+use super::errors::{self, ErrorKind, KINDS, Validity};
 use super::resample::{Estimate, Resampled, Resampler};
 use medft_dsl::plan::Level;
 use serde::{Deserialize, Serialize};
@@ -30,8 +31,10 @@ pub struct Judged {
     predicted: [Option<String>; 4],
     /// Ancestors and self: in the answer, in gold, in both.
     overlap: [f64; 3],
-    unparsed: bool,
-    invalid: bool,
+    /// Whether the answer is a valid code.
+    pub validity: Validity,
+    /// How it misses the gold code at the asked level, if it does.
+    pub error: Option<ErrorKind>,
 }
 
 /// Judges an answer to a question at level `asked`; what is finer than that is ignored on both sides.
@@ -48,8 +51,8 @@ pub fn judge(codes: &impl Codes, gold: &str, outcome: &Outcome, asked: Level) ->
         gold: LEVELS.map(|level| label(codes, gold, level).unwrap_or_else(|| normal(gold))),
         predicted: LEVELS.map(|level| label(codes, outcome.code()?, level)),
         overlap: [answer_path.len(), gold_path.len(), both].map(|n| n as f64),
-        unparsed: matches!(outcome, Outcome::Unparsed),
-        invalid: matches!(outcome, Outcome::Invalid { .. }),
+        validity: errors::validity(codes, gold, outcome, asked),
+        error: errors::kind(codes, gold, outcome, asked),
     }
 }
 
@@ -115,16 +118,41 @@ pub struct Metrics {
     pub rows: u64,
     /// Rows without anything like a code.
     pub unparsed: u64,
-    /// Rows whose answer is not in the tree.
+    /// Rows whose answer never was a code.
     pub invalid: u64,
+    /// Rows whose answer is no longer valid in the code table's fiscal year.
+    pub expired: u64,
+    /// Of these, rows whose gold code is a successor of the answer, or the reverse.
+    pub expired_near: u64,
+    /// Rows whose answer is a heading, where whole codes were asked for.
+    pub non_billable: u64,
+    /// Wrong rows by kind, all kinds in order.
+    pub errors: Vec<Errors>,
     /// The asked level and those above.
     pub levels: Vec<LevelMetrics>,
     /// Over ancestor sets.
     pub hierarchical: Averages,
 }
 
+/// Wrong rows of one kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Errors {
+    /// The kind.
+    pub kind: ErrorKind,
+    /// Rows.
+    pub rows: u64,
+}
+
+/// Measures, and what paired comparisons go on with.
+pub struct Measured {
+    /// The measures.
+    pub metrics: Metrics,
+    /// Accuracy at the asked level with its resamples.
+    pub accuracy: Resampled,
+}
+
 /// Measures a system on rows that are all asked at level `asked`. `resampler` draws from the same rows.
-pub fn measure(rows: &[Judged], asked: Level, resampler: &Resampler) -> Metrics {
+pub fn measure(rows: &[Judged], asked: Level, resampler: &Resampler) -> Measured {
     let levels: Vec<Level> = LEVELS.into_iter().filter(|&level| level >= asked).collect();
     let indexed: Vec<Indexed> = levels
         .iter()
@@ -138,33 +166,48 @@ pub fn measure(rows: &[Judged], asked: Level, resampler: &Resampler) -> Metrics 
         numbers.extend(hierarchical(rows, weights));
         numbers
     };
-    let mut next = resampler.resample(numbers).into_iter();
+    let resampled = resampler.resample(numbers);
+    let accuracy = resampled.first().cloned().unwrap_or_default();
+    let mut next = resampled.iter();
     let levels = levels
         .iter()
         .zip(&indexed)
         .map(|(&level, index)| LevelMetrics {
             level,
             classes: index.classes as u64,
-            accuracy: next.next().unwrap_or_default().percentile(),
+            accuracy: next.next().map(Resampled::percentile).unwrap_or_default(),
             macro_average: averages(&mut next, Resampled::recentred),
             micro: averages(&mut next, Resampled::percentile),
             weighted: averages(&mut next, Resampled::recentred),
         });
     let levels = levels.collect();
-    Metrics {
+    let count =
+        |wanted: &dyn Fn(&Judged) -> bool| rows.iter().filter(|row| wanted(row)).count() as u64;
+    let validity = |wanted: fn(&Validity) -> bool| count(&|row| wanted(&row.validity));
+    let metrics = Metrics {
         rows: rows.len() as u64,
-        unparsed: rows.iter().filter(|row| row.unparsed).count() as u64,
-        invalid: rows.iter().filter(|row| row.invalid).count() as u64,
+        unparsed: validity(|v| matches!(v, Validity::Unparsed)),
+        invalid: validity(|v| matches!(v, Validity::Invalid)),
+        expired: validity(|v| matches!(v, Validity::Expired { .. })),
+        expired_near: validity(|v| matches!(v, Validity::Expired { successor: true })),
+        non_billable: validity(|v| matches!(v, Validity::NonBillable)),
+        errors: KINDS
+            .map(|kind| Errors {
+                kind,
+                rows: count(&|row| row.error == Some(kind)),
+            })
+            .to_vec(),
         levels,
         hierarchical: averages(&mut next, Resampled::percentile),
-    }
+    };
+    Measured { metrics, accuracy }
 }
 
-fn averages(
-    next: &mut impl Iterator<Item = Resampled>,
-    interval: fn(Resampled) -> Estimate,
+fn averages<'a>(
+    next: &mut impl Iterator<Item = &'a Resampled>,
+    interval: fn(&Resampled) -> Estimate,
 ) -> Averages {
-    let mut estimate = || interval(next.next().unwrap_or_default());
+    let mut estimate = || next.next().map(interval).unwrap_or_default();
     Averages {
         precision: estimate(),
         recall: estimate(),
@@ -279,6 +322,7 @@ mod tests {
             asked,
             &Resampler::new(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], 1, 200),
         )
+        .metrics
     }
 
     fn judged(answers: &[&str], asked: Level) -> Vec<Judged> {
@@ -375,7 +419,8 @@ mod tests {
             &answer::read("H40.11X1", Level::Code, &SmallTree),
             Level::Code,
         );
-        assert!(row.right(Level::Code) && row.invalid);
+        assert!(row.right(Level::Code) && row.error.is_none());
+        assert_eq!(row.validity, Validity::Invalid);
     }
 
     #[test]
@@ -387,7 +432,7 @@ mod tests {
 
     #[test]
     fn no_rows_give_zeros() {
-        let found = measure(&[], Level::Code, &Resampler::new(&[], 1, 10));
+        let found = measure(&[], Level::Code, &Resampler::new(&[], 1, 10)).metrics;
         assert_eq!(found.levels.len(), 4);
         assert_eq!(found.levels[0].accuracy, Estimate::default());
     }

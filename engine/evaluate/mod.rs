@@ -4,9 +4,13 @@
 
 pub mod answer;
 pub mod baselines;
+pub mod calibration;
 pub mod codes;
 pub mod confusion;
+pub mod errors;
+pub mod groups;
 pub mod metrics;
+pub mod paired;
 pub mod prediction;
 pub mod resample;
 pub mod statistics;

@@ -24,35 +24,44 @@ pub struct Estimate {
     pub high: f64,
 }
 
-/// A number on the rows as they are, and what the resamples say of it.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+/// A number on the rows as they are, and on every resample. Numbers of one seed share their draws, so they can be subtracted.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Resampled {
     value: f64,
-    mean: f64,
-    /// 2.5 % quantile.
-    low: f64,
-    /// 97.5 % quantile.
-    high: f64,
+    drawn: Vec<f64>,
 }
 
 impl Resampled {
+    /// The difference of two numbers on the same draws.
+    pub fn minus(&self, other: &Resampled) -> Resampled {
+        let pairs = self.drawn.iter().zip(&other.drawn);
+        Resampled {
+            value: self.value - other.value,
+            drawn: pairs.map(|(a, b)| a - b).collect(),
+        }
+    }
+
     /// With the percentile interval: for means and ratios of sums, which resampling leaves where they are.
-    pub fn percentile(self) -> Estimate {
+    pub fn percentile(&self) -> Estimate {
+        let mut sorted = self.drawn.clone();
+        sorted.sort_unstable_by(f64::total_cmp);
         Estimate {
             value: self.value,
-            low: self.low,
-            high: self.high,
+            low: quantile(&sorted, 0.025).unwrap_or(self.value),
+            high: quantile(&sorted, 0.975).unwrap_or(self.value),
         }
     }
 
     /// With the percentile interval moved back by the mean shift of the resamples: for averages over classes, whose rare classes
     /// change when their rows are drawn twice or not at all, so that the plain interval can miss the value itself. In [0, 1].
-    pub fn recentred(self) -> Estimate {
-        let shift = self.value - self.mean;
+    pub fn recentred(&self) -> Estimate {
+        let mean = self.drawn.iter().sum::<f64>() / self.drawn.len().max(1) as f64;
+        let shift = self.value - mean;
+        let plain = self.percentile();
         Estimate {
             value: self.value,
-            low: (self.low + shift).max(0.0).min(self.value),
-            high: (self.high + shift).min(1.0).max(self.value),
+            low: (plain.low + shift).max(0.0).min(self.value),
+            high: (plain.high + shift).min(1.0).max(self.value),
         }
     }
 }
@@ -95,18 +104,22 @@ impl Resampler {
                 },
             )
             .collect();
-        let resampled = |(at, value)| {
-            let mut column: Vec<f64> = drawn.iter().filter_map(|d| d.get(at).copied()).collect();
-            column.sort_unstable_by(f64::total_cmp);
-            let mean = column.iter().sum::<f64>() / column.len() as f64;
-            Resampled {
-                value,
-                mean: if mean.is_finite() { mean } else { value },
-                low: quantile(&column, 0.025).unwrap_or(value),
-                high: quantile(&column, 0.975).unwrap_or(value),
-            }
+        let resampled = |(at, value)| Resampled {
+            value,
+            drawn: drawn.iter().filter_map(|d| d.get(at).copied()).collect(),
         };
         values.into_iter().enumerate().map(resampled).collect()
+    }
+
+    /// The share of right rows.
+    pub fn share(&self, right: &[bool]) -> Resampled {
+        let share = |weights: &[u32]| {
+            let rows: u32 = weights.iter().sum();
+            let kept = right.iter().zip(weights).filter(|(right, _)| **right);
+            let sum: u32 = kept.map(|(_, weight)| weight).sum();
+            vec![f64::from(sum) / f64::from(rows.max(1))]
+        };
+        self.resample(share).into_iter().next().unwrap_or_default()
     }
 
     fn draw(&self, stream: u64, weights: &mut [u32]) {
@@ -123,7 +136,7 @@ impl Resampler {
 }
 
 /// Quantile of sorted values with linear interpolation, NumPy's default.
-fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
+pub fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
     let place = q * sorted.len().checked_sub(1)? as f64;
     let low = *sorted.get(place.floor() as usize)?;
     let high = *sorted.get(place.ceil() as usize)?;
@@ -195,13 +208,12 @@ mod tests {
     fn a_shifted_interval_is_moved_back_onto_its_value() {
         let shifted = Resampled {
             value: 0.297,
-            mean: 0.279,
-            low: 0.263,
-            high: 0.295,
+            drawn: vec![0.263, 0.279, 0.295],
         };
-        assert!(shifted.percentile().high < shifted.value);
-        let found = shifted.recentred();
-        assert!((found.low - 0.281).abs() < 1e-12 && (found.high - 0.313).abs() < 1e-12);
+        let (plain, found) = (shifted.percentile(), shifted.recentred());
+        assert!(plain.high < shifted.value);
+        assert!((found.low - plain.low - 0.018).abs() < 1e-12, "{found:?}");
+        assert!((found.high - plain.high - 0.018).abs() < 1e-12, "{found:?}");
         let none = Resampled::default().recentred();
         assert_eq!(none, Estimate::default());
     }

@@ -1,15 +1,16 @@
-//! Whether two systems differ.
+//! Whether two systems differ, in words.
 //!
-//! Holds paired comparisons on the same rows: the difference in accuracy with its bootstrap interval, McNemar's exact test, Holm's
-//! correction, and the sentence that follows from them. It refuses unpaired comparisons. Invariant: a sentence
-//! claims a difference only if the corrected test and the interval agree on it.
+//! Holds comparisons of every pair of systems on the same rows: the difference in accuracy with its bootstrap interval, the exact paired
+//! test with Holm's correction, effect sizes, and the sentence that follows from them. It refuses unpaired comparisons.
+//! Invariant: a sentence claims a difference only if the corrected test and the interval agree on it.
 
-use super::resample::{Estimate, Resampler};
+use super::paired::{self, Effect, holm};
+use super::resample::{Estimate, Resampled};
 use medft_dsl::plan::Level;
 use serde::{Deserialize, Serialize};
-use statrs::distribution::{Binomial, DiscreteCDF};
+use std::collections::BTreeSet;
 
-/// Error rate of all comparisons of a report together.
+/// Error rate of all comparisons of an evaluation together.
 pub const ALPHA: f64 = 0.05;
 
 /// A system's rows, right or wrong, in the order that all systems share.
@@ -19,6 +20,8 @@ pub struct Graded<'a> {
     pub name: &'a str,
     /// Right at the compared level, row by row.
     pub right: &'a [bool],
+    /// Its accuracy on these rows and on the resamples that all systems share.
+    pub accuracy: &'a Resampled,
 }
 
 /// Two systems on the same rows.
@@ -28,10 +31,14 @@ pub struct Pair {
     pub system: String,
     /// What it is compared with.
     pub baseline: String,
+    /// Whether the study asks for this comparison; the others are there because all are corrected together.
+    pub asked: bool,
     /// The level at which answers are judged.
     pub level: Level,
     /// Rows.
     pub rows: u64,
+    /// Groups of near-duplicates among them: what counts as independent.
+    pub groups: u64,
     /// Accuracy of the system.
     pub system_accuracy: f64,
     /// Accuracy of the baseline.
@@ -42,10 +49,17 @@ pub struct Pair {
     pub only_system: u64,
     /// Rows that only the baseline has right.
     pub only_baseline: u64,
-    /// McNemar's exact test, two-sided.
+    /// McNemar's exact test by groups, two-sided.
     pub p: f64,
-    /// The same after Holm's correction over all pairs that were compared together.
+    /// Its mid-p variant, for readers; no verdict is taken from it.
+    pub mid_p: f64,
+    /// `p` after Holm's correction over all pairs that were compared together.
     pub p_holm: f64,
+    /// Effect sizes.
+    pub effect: Effect,
+    /// The smallest true difference that so many groups show in four studies of five, at the strictest level of the correction; `None` if
+    /// none.
+    pub smallest: Option<f64>,
 }
 
 /// What a comparison shows.
@@ -60,11 +74,36 @@ pub enum Verdict {
     NoDifferenceShown,
 }
 
-/// Compares systems pair by pair, each (system, baseline). `resampler` draws from the same rows.
-pub fn compare(pairs: &[(Graded, Graded)], level: Level, resampler: &Resampler) -> Vec<Pair> {
-    let mut compared: Vec<Pair> = pairs
+/// Compares every two systems once. `asked` names the (system, baseline) that the study asks for, which come first and in that direction;
+/// `clusters` the group of each row.
+pub fn compare(
+    systems: &[Graded],
+    asked: &[(&str, &str)],
+    level: Level,
+    clusters: &[u32],
+) -> Vec<Pair> {
+    let find = |name: &str| systems.iter().find(|system| system.name == name);
+    let asked = asked
         .iter()
-        .map(|(system, baseline)| compare_two(system, baseline, level, resampler))
+        .filter_map(|(system, baseline)| Some((find(system)?, find(baseline)?, true)));
+    let all = systems.iter().enumerate().flat_map(|(at, system)| {
+        systems[at + 1..]
+            .iter()
+            .map(move |other| (system, other, false))
+    });
+    let mut seen = BTreeSet::new();
+    let new = |(a, b, _): &(&Graded, &Graded, bool)| {
+        a.name != b.name
+            && seen.insert((a.name.min(b.name).to_owned(), a.name.max(b.name).to_owned()))
+    };
+    let pairs: Vec<_> = asked.chain(all).filter(new).collect();
+    let strictest = ALPHA / pairs.len().max(1) as f64;
+    let mut compared: Vec<Pair> = pairs
+        .into_iter()
+        .map(|(system, baseline, asked)| Pair {
+            asked,
+            ..compare_two(system, baseline, level, clusters, strictest)
+        })
         .collect();
     let corrected = holm(&compared.iter().map(|pair| pair.p).collect::<Vec<_>>());
     for (pair, p) in compared.iter_mut().zip(corrected) {
@@ -73,69 +112,41 @@ pub fn compare(pairs: &[(Graded, Graded)], level: Level, resampler: &Resampler) 
     compared
 }
 
-fn compare_two(system: &Graded, baseline: &Graded, level: Level, resampler: &Resampler) -> Pair {
-    let rows: Vec<(bool, bool)> = system
-        .right
-        .iter()
-        .copied()
-        .zip(baseline.right.iter().copied())
-        .collect();
-    let count =
-        |wanted: fn(&(bool, bool)) -> bool| rows.iter().filter(|row| wanted(row)).count() as u64;
-    let share = |n: u64| n as f64 / rows.len().max(1) as f64;
-    let difference = resampler.resample(|weights| {
-        let (mut drawn, mut sum) = (0.0, 0.0);
-        for (&(a, b), &weight) in rows.iter().zip(weights) {
-            drawn += f64::from(weight);
-            sum += f64::from(weight) * (f64::from(u8::from(a)) - f64::from(u8::from(b)));
-        }
-        vec![if drawn > 0.0 { sum / drawn } else { 0.0 }]
-    });
-    let (only_system, only_baseline) = (count(|r| r.0 && !r.1), count(|r| !r.0 && r.1));
-    let p = mcnemar(only_system, only_baseline);
+fn compare_two(
+    system: &Graded,
+    baseline: &Graded,
+    level: Level,
+    clusters: &[u32],
+    alpha: f64,
+) -> Pair {
+    let count = |wanted: fn(bool, bool) -> bool| {
+        let rows = system.right.iter().zip(baseline.right);
+        rows.filter(|&(&a, &b)| wanted(a, b)).count() as u64
+    };
+    let rows = system.right.len() as u64;
+    let share = |n: u64| n as f64 / rows.max(1) as f64;
+    let (only_system, only_baseline) = (count(|a, b| a && !b), count(|a, b| !a && b));
+    let leads = paired::leads(system.right, baseline.right, clusters);
+    let groups = leads.len() as u64;
+    let test = paired::test(leads);
     Pair {
         system: system.name.to_owned(),
         baseline: baseline.name.to_owned(),
+        asked: false,
         level,
-        rows: rows.len() as u64,
-        system_accuracy: share(count(|r| r.0)),
-        baseline_accuracy: share(count(|r| r.1)),
-        difference: difference.first().copied().unwrap_or_default().percentile(),
+        rows,
+        groups,
+        system_accuracy: share(count(|a, _| a)),
+        baseline_accuracy: share(count(|_, b| b)),
+        difference: system.accuracy.minus(baseline.accuracy).percentile(),
         only_system,
         only_baseline,
-        p,
-        p_holm: p,
+        p: test.p,
+        mid_p: test.mid_p,
+        p_holm: test.p,
+        effect: paired::effect(only_system, only_baseline),
+        smallest: paired::smallest_difference(groups, share(only_system + only_baseline), alpha),
     }
-}
-
-/// McNemar's exact test: the two-sided p-value of a fair coin for the rows on which two systems differ.
-pub fn mcnemar(only_a: u64, only_b: u64) -> f64 {
-    match Binomial::new(0.5, only_a + only_b) {
-        Ok(coin) => (2.0 * coin.cdf(only_a.min(only_b))).min(1.0),
-        Err(_) => 1.0, // 0.5 is a probability: never taken
-    }
-}
-
-/// Holm's step-down correction (1979), in the order given.
-pub fn holm(p: &[f64]) -> Vec<f64> {
-    let mut order: Vec<(usize, f64)> = p.iter().copied().enumerate().collect();
-    order.sort_by(|a, b| a.1.total_cmp(&b.1));
-    let mut corrected = vec![1.0; p.len()];
-    let mut largest: f64 = 0.0;
-    for (rank, (at, p)) in order.into_iter().enumerate() {
-        largest = largest.max((p * (corrected.len() - rank) as f64).min(1.0));
-        corrected[at] = largest;
-    }
-    corrected
-}
-
-/// The smallest difference in accuracy that a comparison of `rows` rows shows in 80 % of studies at a 5 % level, if the systems
-/// disagree on a share `disagreement` of them (normal approximation of McNemar's test; never below the six rows
-/// that the exact test needs).
-pub fn smallest_difference(rows: u64, disagreement: f64) -> f64 {
-    let rows = rows.max(1) as f64;
-    let z = 1.959_964 + 0.841_621; // normal quantiles of 97.5 % and 80 %
-    (z * (disagreement / rows).sqrt()).max(6.0 / rows).min(1.0)
 }
 
 impl Pair {
@@ -180,11 +191,17 @@ impl Pair {
             Verdict::Better => format!("{system} is better than {baseline}: {numbers}."),
             Verdict::Worse => format!("{system} is worse than {baseline}: {numbers}."),
             Verdict::NoDifferenceShown => {
-                let disagreement = (self.only_system + self.only_baseline) as f64 / *rows as f64;
+                let missed = self.smallest.map_or(
+                    "no difference, however large, could have been shown".to_owned(),
+                    |smallest| {
+                        format!(
+                            "a true difference below about {:.1} points would probably be missed",
+                            points(smallest)
+                        )
+                    },
+                );
                 format!(
-                    "No difference shown between {system} and {baseline}: {numbers}. With so many rows, a true difference \
-                     below about {:.1} points would probably be missed.",
-                    points(smallest_difference(*rows, disagreement))
+                    "No difference shown between {system} and {baseline}: {numbers}. With so many rows, {missed}."
                 )
             }
         }
@@ -207,8 +224,8 @@ pub fn p_value(p: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::resample::Resampler;
     use super::*;
-    use proptest::prelude::*;
 
     fn pair(only_system: usize, only_baseline: usize, both: usize, neither: usize) -> Pair {
         let rows = |a: bool, b: bool, n: usize| std::iter::repeat_n((a, b), n);
@@ -218,46 +235,18 @@ mod tests {
             .chain(rows(false, false, neither))
             .unzip();
         let clusters: Vec<u32> = (0..system.len() as u32).collect();
-        let graded = (
-            Graded {
-                name: "tuned",
-                right: &system,
-            },
-            Graded {
-                name: "base",
-                right: &baseline,
-            },
-        );
-        compare(&[graded], Level::Code, &Resampler::new(&clusters, 42, 2000)).remove(0)
-    }
-
-    /// `scipy.stats.binomtest(min(b, c), b + c, 0.5).pvalue`
-    #[test]
-    fn mcnemar_agrees_with_scipy() {
-        let expected = [
-            (5, 15, 0.04138946533203125),
-            (6, 0, 0.03125),
-            (10, 12, 0.8318119049072266),
-            (3, 3, 1.0),
-            (0, 0, 1.0),
-        ];
-        for (b, c, p) in expected {
-            assert!(
-                (mcnemar(b, c) - p).abs() < 1e-12,
-                "{b} {c}: {}",
-                mcnemar(b, c)
-            );
-        }
-    }
-
-    /// `statsmodels.stats.multitest.multipletests(p, method="holm")`
-    #[test]
-    fn holm_agrees_with_statsmodels() {
-        let found = holm(&[0.01, 0.04, 0.03, 0.005, 0.9]);
-        for (found, expected) in found.into_iter().zip([0.04, 0.09, 0.09, 0.025, 0.9]) {
-            assert!((found - expected).abs() < 1e-12);
-        }
-        assert!(holm(&[]).is_empty());
+        let resampler = Resampler::new(&clusters, 42, 2000);
+        let drawn = [&system, &baseline].map(|right| resampler.share(right));
+        let graded = [
+            ("tuned", &system, &drawn[0]),
+            ("base", &baseline, &drawn[1]),
+        ]
+        .map(|(name, right, accuracy)| Graded {
+            name,
+            right,
+            accuracy,
+        });
+        compare(&graded, &[("tuned", "base")], Level::Code, &clusters).remove(0)
     }
 
     #[test]
@@ -284,7 +273,7 @@ mod tests {
             "{text}"
         );
         assert!(
-            text.ends_with("below about 5.9 points would probably be missed."),
+            text.ends_with("below about 6.1 points would probably be missed."),
             "{text}"
         );
         let five = pair(5, 0, 0, 0);
@@ -297,22 +286,33 @@ mod tests {
         assert_eq!(pair(0, 0, 7, 3).p, 1.0);
     }
 
-    proptest! {
-        #[test]
-        fn corrected_values_are_no_smaller_and_keep_their_order(p in prop::collection::vec(0.0_f64..1.0, 0..12)) {
-            let corrected = holm(&p);
-            for i in 0..p.len() {
-                prop_assert!(corrected[i] >= p[i] && corrected[i] <= 1.0);
-                for j in 0..p.len() {
-                    prop_assert!(p[i] > p[j] || corrected[i] <= corrected[j]);
-                }
-            }
-        }
-
-        #[test]
-        fn mcnemar_is_symmetric_and_a_probability(b in 0_u64..3000, c in 0_u64..3000) {
-            let p = mcnemar(b, c);
-            prop_assert!((0.0..=1.0).contains(&p) && p == mcnemar(c, b));
-        }
+    #[test]
+    fn every_pair_is_compared_once_and_the_asked_ones_first() {
+        let right = [
+            [true, false, true],
+            [false, false, true],
+            [true, true, true],
+        ];
+        let resampler = Resampler::new(&[0, 1, 2], 1, 50);
+        let drawn = right.map(|right| resampler.share(&right));
+        let systems: Vec<Graded> = ["a", "b", "c"]
+            .into_iter()
+            .enumerate()
+            .map(|(at, name)| Graded {
+                name,
+                right: &right[at],
+                accuracy: &drawn[at],
+            })
+            .collect();
+        let asked = [("c", "a"), ("a", "c"), ("c", "nobody")];
+        let found = compare(&systems, &asked, Level::Code, &[0, 1, 2]);
+        let names: Vec<(&str, &str, bool)> = found
+            .iter()
+            .map(|p| (p.system.as_str(), p.baseline.as_str(), p.asked))
+            .collect();
+        assert_eq!(
+            names,
+            [("c", "a", true), ("a", "b", false), ("b", "c", false)]
+        );
     }
 }

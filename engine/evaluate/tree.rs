@@ -1,7 +1,7 @@
 //! The ICD-10-CM tree as the code system of evaluation.
 
 use super::codes::Codes;
-use crate::data::icd10::{CodeId, CodeTree};
+use crate::data::icd10::{CodeId, CodeStatus, CodeTree};
 use medft_dsl::plan::Level;
 
 impl Codes for CodeTree {
@@ -31,5 +31,13 @@ impl Codes for CodeTree {
 
     fn billable(&self, id: u32) -> bool {
         self.id(id).is_some_and(|id| CodeTree::billable(self, id))
+    }
+
+    fn expired(&self, written: &str) -> Option<u16> {
+        match self.status(written) {
+            CodeStatus::Retired { last_fiscal_year } => Some(last_fiscal_year),
+            CodeStatus::Parent { billable_until, .. } => billable_until,
+            CodeStatus::Billable | CodeStatus::Unknown => None,
+        }
     }
 }

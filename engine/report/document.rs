@@ -1,17 +1,20 @@
 //! `report.json`: everything that a report says.
 //!
-//! Holds plain data. It refuses to render. Invariant: findings, verdicts and methods are derived by [`Report::conclude`] from the other
+//! Holds plain data. It refuses to render. Invariant: findings, verdicts, methods and limits are derived by [`Report::conclude`] from the other
 //! fields and the plan, never written by hand.
 
-use super::{findings, methods};
+use super::cost::{Cost, Latency};
+use super::{findings, limits, methods};
 use crate::evaluate::confusion::Confusion;
+use crate::evaluate::groups::Group;
 use crate::evaluate::metrics::{LevelMetrics, Metrics};
 use crate::evaluate::statistics::{Pair, Verdict};
-use medft_dsl::plan::{Level, Part, Plan, Precision};
+use crate::text::audit::ExampleAudit;
+use medft_dsl::plan::{Level, Part, Plan, Precision, Rates};
 use serde::{Deserialize, Serialize};
 
 /// Version of the fields below; raised when an old reader would misread a new file.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// A run's results.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,6 +33,8 @@ pub struct Report {
     pub engine: String,
     /// Where it ran.
     pub machine: Machine,
+    /// The recipe's rates, if it has some.
+    pub rates: Option<Rates>,
     /// What a reader must know first; the gravest first.
     pub findings: Vec<Finding>,
     /// What the comparisons show.
@@ -42,6 +47,8 @@ pub struct Report {
     pub evaluations: Vec<Evaluation>,
     /// How it was done.
     pub methods: Vec<Paragraph>,
+    /// What the results do not say.
+    pub limits: Vec<String>,
     /// Hashes of what went in and came out.
     pub hashes: Vec<Hash>,
 }
@@ -123,6 +130,8 @@ pub struct DataSummary {
     pub test: u64,
     /// Groups of equal or nearly equal texts, which never cross sides.
     pub clusters: u64,
+    /// Rows on the test side whose text, or a near-duplicate of it, stands on another side, too.
+    pub overlap: u64,
     /// Number of labels at each level.
     pub labels: Vec<(Level, u64)>,
     /// Rows whose code is not valid for a claim in the code table's fiscal year: a parent, retired or unknown.
@@ -164,6 +173,8 @@ pub struct Training {
     pub rows: u64,
     /// Training rows whose note was shortened.
     pub truncated: u64,
+    /// What its examples look like as tokens; `None` in a training of an earlier version.
+    pub audit: Option<ExampleAudit>,
     /// Trained values.
     pub trained_values: u64,
     /// Steps done.
@@ -268,12 +279,20 @@ pub struct System {
     pub trained_tokens: Option<u64>,
     /// Measures with intervals.
     pub metrics: Metrics,
+    /// Accuracy by chapter, by training rows with the code, seen against unseen.
+    pub groups: Vec<Group>,
     /// Answers that ended at `max_new` tokens.
     pub cut: u64,
     /// Rows whose note was shortened to fit.
     pub truncated: u64,
     /// Tuned systems: rows with the same answer, letter for letter, as their base.
     pub same_as_base: Option<u64>,
+    /// Rows without an answer of their own: missing, or stored for another row.
+    pub foreign: u64,
+    /// How long an answer takes in a full batch; models only.
+    pub latency: Option<Latency>,
+    /// What a thousand notes cost; models only, if the recipe has rates.
+    pub cost: Option<Cost>,
     /// Seconds of generation.
     pub seconds: f64,
     /// Most bytes in use meanwhile, if that is known: of the GPU where `machine.gpu` names one (what this program reserved there, without
@@ -340,18 +359,20 @@ pub enum ReportError {
 }
 
 impl Report {
-    /// Derives findings, verdicts and methods from the rest and the plan that was run.
+    /// Derives findings, verdicts, methods and limits from the rest and the plan that was run.
     pub fn conclude(&mut self, plan: &Plan) {
         self.findings = findings::find(self);
         self.verdicts = self.conclusions();
         self.methods = methods::methods(plan, self);
+        self.limits = limits::limits(plan, self);
     }
 
     fn conclusions(&self) -> Vec<Conclusion> {
         let pairs = self
             .evaluations
             .iter()
-            .flat_map(|e| e.pairs.iter().map(move |pair| (e, pair)));
+            .flat_map(|e| e.pairs.iter().map(move |pair| (e, pair)))
+            .filter(|(_, pair)| pair.asked);
         let conclude = |(evaluation, pair): (&Evaluation, &Pair)| Conclusion {
             evaluation: evaluation.name.clone(),
             verdict: pair.verdict(),

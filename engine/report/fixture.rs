@@ -1,10 +1,14 @@
 //! A made-up run for tests, of the size and look of the original study. Its numbers mean nothing.
 
+use super::cost::{Latency, cost};
 use super::document::*;
 use crate::evaluate::confusion::Confusion;
-use crate::evaluate::metrics::{Averages, LEVELS, LevelMetrics, Metrics};
-use crate::evaluate::resample::{Estimate, Resampler};
+use crate::evaluate::errors::KINDS;
+use crate::evaluate::groups::{Division, Group, wilson};
+use crate::evaluate::metrics::{Averages, Errors, LEVELS, LevelMetrics, Metrics};
+use crate::evaluate::resample::{Estimate, Resampled, Resampler};
 use crate::evaluate::statistics::{Graded, compare};
+use crate::text::audit::ExampleAudit;
 use medft_dsl::plan::*;
 
 const ROWS: u64 = 1536;
@@ -45,12 +49,14 @@ pub(super) fn report() -> Report {
             system: "linux x86_64".into(),
             gpu: Some("NVIDIA H200, 139.8 GiB".into()),
         },
+        rates: plan().recipe.cost,
         findings: Vec::new(),
         verdicts: Vec::new(),
         data: vec![data()],
         trainings: vec![training()],
         evaluations: vec![evaluation()],
         methods: Vec::new(),
+        limits: Vec::new(),
         hashes: [
             "recipe",
             "data `medsynth`",
@@ -77,6 +83,7 @@ fn data() -> DataSummary {
         val: 1534,
         test: ROWS,
         clusters: 10_190,
+        overlap: 0,
         labels: vec![
             (Level::Code, 2037),
             (Level::Category, 741),
@@ -120,6 +127,12 @@ fn training() -> Training {
         base: "qwen_3b".into(),
         rows: 7168,
         truncated: 118,
+        audit: Some(ExampleAudit {
+            examples: 7168,
+            tokens: 9_000_000,
+            targets: 60_000,
+            ..ExampleAudit::default()
+        }),
         trained_values: 119_734_272,
         steps: 600,
         tokens: 26_112_000,
@@ -149,9 +162,18 @@ fn evaluation() -> Evaluation {
             }),
             trained_tokens: (role == Role::Tuned).then_some(26_112_000),
             metrics: metrics(accuracy, u64::from(role == Role::ZeroShot) * 38),
+            groups: groups(accuracy[0]),
             cut: u64::from(role == Role::ZeroShot) * 9,
             truncated: u64::from(role != Role::Baseline) * 25,
             same_as_base: (role == Role::Tuned).then_some(97),
+            foreign: 0,
+            latency: (role != Role::Baseline).then_some(Latency { p50: 1.2, p95: 1.9 }),
+            cost: cost(
+                &plan().recipe.cost.unwrap_or_else(|| unreachable!()),
+                if role == Role::Baseline { 0.4 } else { 61.0 },
+                ROWS,
+                (role == Role::Tuned).then_some(2710.0),
+            ),
             seconds: if role == Role::Baseline { 0.4 } else { 61.0 },
             peak_memory: sized.map(|n| 2 * n + (3 << 30)),
             chapters: chapters(accuracy[3]),
@@ -254,28 +276,31 @@ fn evaluation() -> Evaluation {
 }
 
 fn pairs(systems: &[System]) -> Vec<crate::evaluate::statistics::Pair> {
-    let right: Vec<Vec<bool>> = systems
+    let clusters: Vec<u32> = (0..ROWS as u32).collect();
+    let resampler = Resampler::new(&clusters, 42, 400);
+    let right = |s: &System| -> Vec<bool> {
+        let below = s.accuracy(Level::Code) * ROWS as f64;
+        (0..ROWS)
+            .map(|row| ((row * 7919 % ROWS) as f64) < below && row % 9 > 0)
+            .collect()
+    };
+    let right: Vec<Vec<bool>> = systems.iter().map(right).collect();
+    let drawn: Vec<Resampled> = right.iter().map(|right| resampler.share(right)).collect();
+    let graded: Vec<Graded> = systems
         .iter()
-        .map(|s| {
-            (0..ROWS)
-                .map(|row| {
-                    ((row * 7919 % ROWS) as f64) < s.accuracy(Level::Code) * ROWS as f64
-                        && row % 9 > 0
-                })
-                .collect()
+        .zip(right.iter().zip(&drawn))
+        .map(|(system, (right, accuracy))| Graded {
+            name: &system.name,
+            right,
+            accuracy,
         })
         .collect();
-    let graded = |at: usize| Graded {
-        name: &systems[at].name,
-        right: &right[at],
-    };
-    let clusters: Vec<u32> = (0..ROWS as u32).collect();
-    let pairs = [
-        (graded(2), graded(0)),
-        (graded(2), graded(1)),
-        (graded(1), graded(0)),
+    let asked = [
+        ("qwen_3b_lora", "llama_8b"),
+        ("qwen_3b_lora", "qwen_3b"),
+        ("qwen_3b", "llama_8b"),
     ];
-    compare(&pairs, Level::Code, &Resampler::new(&clusters, 42, 400))
+    compare(&graded, &asked, Level::Code, &clusters)
 }
 
 fn metrics(accuracy: [f64; 4], unparsed: u64) -> Metrics {
@@ -304,9 +329,37 @@ fn metrics(accuracy: [f64; 4], unparsed: u64) -> Metrics {
         rows: ROWS,
         unparsed,
         invalid: unparsed / 3,
+        expired: 7,
+        expired_near: 2,
+        non_billable: 3 * unparsed,
+        errors: KINDS
+            .map(|kind| Errors {
+                kind,
+                rows: 11 + 13 * (kind as u64 % 5),
+            })
+            .to_vec(),
         levels: LEVELS.into_iter().zip(accuracy).map(level).collect(),
         hierarchical: averages(accuracy.iter().sum::<f64>() / 4.0),
     }
+}
+
+fn groups(accuracy: f64) -> Vec<Group> {
+    let group = |(by, name, rows): (Division, &str, u64)| Group {
+        by,
+        name: name.to_owned(),
+        rows,
+        accuracy: wilson((accuracy * rows as f64) as u64, rows),
+    };
+    [
+        (Division::Chapter, "CH04", 210),
+        (Division::Chapter, "CH19", 1326),
+        (Division::Frequency, "0", 60),
+        (Division::Frequency, "5–9", 1476),
+        (Division::Seen, "seen", 1476),
+        (Division::Seen, "unseen", 60),
+    ]
+    .map(group)
+    .to_vec()
 }
 
 fn chapters(accuracy: f64) -> Confusion {
@@ -341,6 +394,13 @@ pub(super) fn plan() -> Plan {
         recipe: Recipe {
             name: "size-vs-specialization".into(),
             seed: 42,
+            cost: Some(Rates {
+                hour: 3.0,
+                currency: "USD".into(),
+                watts: 650.0,
+                grid: 380.0,
+                notes: 100_000,
+            }),
         },
         data: vec![Data {
             name: "medsynth".into(),

@@ -32,7 +32,7 @@ pub(super) fn interval(estimate: Estimate) -> String {
 }
 
 /// `1,536`.
-pub(super) fn count(n: u64) -> String {
+pub(crate) fn count(n: u64) -> String {
     let digits = n.to_string();
     let mut grouped = String::new();
     for (at, digit) in digits.chars().enumerate() {

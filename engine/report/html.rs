@@ -44,6 +44,9 @@ pub(super) fn fill(name: &str, template: &str, page: Value) -> Result<String, Re
     environment.add_filter("fixed", |value: f64, digits: usize| {
         format!("{value:.digits$}")
     });
+    environment.add_filter("signed", |value: f64| {
+        format!("{value:+.2}").replace('-', "−")
+    });
     environment.add_filter("points", signed_points);
     environment.add_filter("interval", |low: f64, high: f64| {
         format::interval(Estimate {
@@ -60,7 +63,7 @@ pub(super) fn fill(name: &str, template: &str, page: Value) -> Result<String, Re
 }
 
 /// JSON for a template: what minijinja's `serde` feature would do.
-fn value(json: serde_json::Value) -> Value {
+pub(super) fn value(json: serde_json::Value) -> Value {
     use serde_json::Value as Json;
     match json {
         Json::Null => Value::from(()),
@@ -202,11 +205,11 @@ mod tests {
         let report = report();
         let json = report.to_json().expect("serialises");
         assert_eq!(Report::from_json(&json).expect("reads"), report);
-        let newer = json.replacen("\"schema\": 1", "\"schema\": 2", 1);
+        let newer = json.replacen("\"schema\": 2", "\"schema\": 3", 1);
         let error = Report::from_json(&newer)
             .expect_err("another schema")
             .to_string();
-        assert!(error.contains("schema 2"), "{error}");
+        assert!(error.contains("schema 3"), "{error}");
         assert!(Report::from_json("[]").is_err());
     }
 

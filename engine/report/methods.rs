@@ -45,7 +45,10 @@ const MEASURES: &str = "An answer's code is the first in it that exists in the c
     an answer without a code is wrong at all. Precision, recall and F1 take as classes the labels present in gold codes or \
     answers, and a ratio without denominator as 0 (scikit-learn's zero_division = 0); macro averages are plain means over \
     classes, weighted ones weigh by gold rows, micro ones pool the counts. Hierarchical precision, recall and F1 compare \
-    a code with all its ancestors below the root, pooled over rows (Kosmopoulos et al. 2015).";
+    a code with all its ancestors below the root, pooled over rows (Kosmopoulos et al. 2015). Wrong answers are told apart in this order: no code, unknown code, above or below the \
+    gold code, only the seventh character or only the side of the body (by the official titles) wrong, below the same heading, in the \
+    same category, block or chapter, and elsewhere. A code that is no longer billable in the table's fiscal year is expired. Accuracy by \
+    group has Wilson's intervals; the frequency of a code is the number of training rows with it.";
 
 fn data(data: &Data, report: &Report) -> String {
     let source = match &data.source {
@@ -270,9 +273,11 @@ fn comparisons(plan: &Plan) -> String {
     format!(
         "Intervals are 95 % percentile intervals of {} bootstrap resamples (seed {}); rows of one group of near-duplicates are drawn \
          together. Those of macro and weighted averages are moved back by the resamples' mean shift, which rare classes cause. \
-         Systems are compared on the same rows by McNemar's exact test, two-sided, corrected by Holm's method over the \
-         comparisons of an evaluation. A difference is claimed if the corrected p-value is below {ALPHA} and the interval \
-         of the paired difference leaves out 0; otherwise the report says that no difference was shown.",
+         Every two systems are compared on the same rows by McNemar's exact test, two-sided, in which the rows of one group of \
+         near-duplicates change sides together, corrected by Holm's method over all pairs of an evaluation. A difference is claimed if the corrected p-value is below {ALPHA} and the interval \
+         of the paired difference leaves out 0; otherwise the report says that no difference was shown. The smallest \
+         difference that would have been shown in four studies of five is that of the exact test on as many independent groups, with the \
+         share of rows on which the two systems disagreed, at the strictest level of the correction.",
         count(RESAMPLES),
         plan.recipe.seed,
     )

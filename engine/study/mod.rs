@@ -4,6 +4,7 @@
 //! print and to do a stage's work itself. Invariant: a stage's key names everything its result depends on, so a result is
 //! never used for other inputs.
 
+pub mod cache;
 pub mod coder;
 pub mod estimate;
 pub mod explore;

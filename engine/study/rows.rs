@@ -74,6 +74,18 @@ impl DataSets {
         self.sets.insert(data.name.clone(), set.clone());
         Ok(set)
     }
+
+    /// A data block that nobody else holds, to be disturbed.
+    #[cfg(test)]
+    pub(super) fn take(&mut self, name: &str) -> Option<DataSet> {
+        Arc::into_inner(self.sets.remove(name)?)
+    }
+
+    /// A disturbed data block.
+    #[cfg(test)]
+    pub(super) fn put(&mut self, name: &str, set: DataSet) {
+        self.sets.insert(name.to_owned(), Arc::new(set));
+    }
 }
 
 /// A row's label at a level, and its title.

@@ -191,7 +191,8 @@ impl Study<'_> {
             evaluations: &evaluations,
             gpu,
         };
-        let report = summary::report(&material, &mut store, &mut sets)?;
+        let (report, tables) = summary::report(&material, &mut store, &mut sets)?;
+        summary::write_tables(&tables, &dir)?;
         summary::write(&report, &dir)?;
         write_whole(&dir.join(KEY), run_key.as_bytes())?;
         observer.event(StudyEvent::Report {

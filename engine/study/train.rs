@@ -11,6 +11,7 @@ use crate::data::whole_file::write_whole;
 use crate::model::adapter;
 use crate::model::decoder::Decoder;
 use crate::model::trained::{Trained, Tuning};
+use crate::text::audit::{ExampleAudit, audit};
 use crate::text::example::{Cuts, Example, Renderer};
 use crate::train::TrainError;
 use crate::train::session::{Ending, Outcome, Session, result_dir};
@@ -41,6 +42,9 @@ pub struct TrainRecord {
     pub peak_memory: Option<u64>,
     /// What the text room wanted to be said.
     pub notices: Vec<String>,
+    /// What the examples look like.
+    #[serde(default)]
+    pub audit: Option<ExampleAudit>,
 }
 
 /// The folder of a training.
@@ -138,6 +142,7 @@ pub fn run<B: Backend>(
         cut_tokens: cuts.tokens,
         peak_memory: base.decoder.backend.peak(),
         notices,
+        audit: Some(audit(&rows, &base.tokenizer, &renderer.stop_ids())),
     };
     write_whole(
         &dir.join(OUTCOME),

@@ -4,6 +4,7 @@
 //! refuses to know where rows come from (`data/`) or what becomes of batches (`model/`, `train/`).
 
 pub mod answer;
+pub mod audit;
 pub mod date;
 pub mod error;
 pub mod example;

@@ -209,7 +209,7 @@ fn a_training_that_does_not_fit_loses_nothing_and_goes_on_once_it_does() {
         let new: Vec<&String> = left.difference(&before).collect();
         let harmless = |f: &&String| f.ends_with("/checkpoints") || f.ends_with("metrics.jsonl");
         assert!(
-            before.is_subset(&left) && new.iter().all(|f| harmless(f)),
+            before.is_subset(&left) && new.iter().all(harmless),
             "{new:?}"
         );
     }

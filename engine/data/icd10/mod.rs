@@ -13,8 +13,8 @@ mod written;
 pub use chapters::Chapter;
 pub use mentions::Mention;
 pub use table::TableError;
-pub(crate) use written::Key;
 pub use written::{CodeStatus, dotted};
+pub(crate) use written::{Key, is_code_shaped};
 
 use medft_dsl::plan::Level;
 use std::iter::successors;

@@ -37,12 +37,9 @@ impl Key {
         std::str::from_utf8(bytes).unwrap_or_default()
     }
 
-    /// Whether it has the shape of a category or code: letter, digit, letter or digit, at most four
-    /// more.
+    /// Whether it has the shape of a category or code.
     pub(crate) fn is_code_shaped(&self) -> bool {
-        let code = self.as_str();
-        matches!(code.as_bytes(), [b'A'..=b'Z', b'0'..=b'9', rest @ ..]
-            if rest.len() <= 5 && rest.iter().all(u8::is_ascii_alphanumeric))
+        is_code_shaped(self.as_str())
     }
 
     /// The first `len` characters.
@@ -51,6 +48,17 @@ impl Key {
         key.iter_mut().skip(len).for_each(|byte| *byte = 0);
         Key(key)
     }
+}
+
+/// Whether capitals without a dot have the shape of a category or code: a letter; a digit and a letter or digit, or `A` and a digit
+/// (`QA0`, since April 2026); at most four letters or digits more.
+pub(crate) fn is_code_shaped(bare: &str) -> bool {
+    let begins = matches!(
+        bare.as_bytes(),
+        [b'A'..=b'Z', b'0'..=b'9', ..] | [b'A'..=b'Z', b'A', b'0'..=b'9', ..]
+    );
+    let letters_and_digits = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit();
+    begins && (3..=7).contains(&bare.len()) && bare.bytes().all(letters_and_digits)
 }
 
 /// What the release knows about a written code.
@@ -172,6 +180,7 @@ mod tests {
             assert_eq!(code(written), Some("F32.A"), "{written:?}");
         }
         assert_eq!(code(" S83.512A "), Some("S83.512A"));
+        assert_eq!(code("qa0.0101"), Some("QA0.0101"));
         assert_eq!(code("s83512a"), Some("S83.512A"));
         assert_eq!(code("I10."), Some("I10"));
         assert_eq!(code("ch04"), Some("CH04"));
@@ -195,6 +204,7 @@ mod tests {
     fn dots_are_put_where_they_belong() {
         assert_eq!(dotted("s83512a").as_deref(), Some("S83.512A"));
         assert_eq!(dotted("I10").as_deref(), Some("I10"));
+        assert_eq!(dotted("qa00101").as_deref(), Some("QA0.0101"));
         assert_eq!(dotted("h4011x1").as_deref(), Some("H40.11X1"));
         for written in ["E08-E13", "CH04", "cough", "B1"] {
             assert_eq!(dotted(written), None, "{written:?}");

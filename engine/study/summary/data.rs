@@ -5,7 +5,7 @@ use crate::data::leaks;
 use crate::report::document::{DataSummary, Leaks};
 use crate::study::rows::DataSet;
 use medft_dsl::plan::{Data, Level, Part};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 /// Counts a data block.
 pub(super) fn summary(data: &Data, set: &DataSet, tree: &CodeTree) -> DataSummary {
@@ -29,6 +29,7 @@ pub(super) fn summary(data: &Data, set: &DataSet, tree: &CodeTree) -> DataSummar
         val: side(Part::Val),
         test: side(Part::Test),
         clusters: set.split.clusters.iter().collect::<BTreeSet<_>>().len() as u64,
+        overlap: overlap(set),
         labels: [Level::Code, Level::Category, Level::Block, Level::Chapter]
             .map(labels)
             .to_vec(),
@@ -44,4 +45,22 @@ pub(super) fn summary(data: &Data, set: &DataSet, tree: &CodeTree) -> DataSummar
             lookup: audit.lookup,
         },
     }
+}
+
+/// Test rows that stand on another side, too: by their group, and by their words, which the split does not look at any more.
+fn overlap(set: &DataSet) -> u64 {
+    let words = |row: usize| {
+        let text = &set.all.rows[row].text;
+        text.split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+            .to_lowercase()
+    };
+    let of = |part| set.split.rows_of(part).into_iter();
+    let others: Vec<usize> = of(Part::Train).chain(of(Part::Val)).collect();
+    let texts: HashSet<String> = others.iter().map(|row| words(*row)).collect();
+    let groups: HashSet<u32> = others.iter().map(|row| set.split.clusters[*row]).collect();
+    let stands_there =
+        |row: &usize| groups.contains(&set.split.clusters[*row]) || texts.contains(&words(*row));
+    of(Part::Test).filter(stands_there).count() as u64
 }

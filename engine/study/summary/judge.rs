@@ -1,15 +1,18 @@
 //! The answers of an evaluation, judged: every system and every rule on the same rows.
 
 use super::pairs::pairs;
+use super::table::{Table, table};
 use super::{Evaluation, Material};
 use crate::data::icd10::CodeTree;
 use crate::data::titles::TitleLookup;
 use crate::evaluate::answer;
 use crate::evaluate::baselines;
 use crate::evaluate::confusion::Confusion;
-use crate::evaluate::metrics::{Judged, judge, measure};
+use crate::evaluate::groups::groups;
+use crate::evaluate::metrics::{Judged, Measured, judge, measure};
 use crate::evaluate::prediction::{Finish, Prediction};
-use crate::evaluate::resample::{RESAMPLES, Resampler};
+use crate::evaluate::resample::{RESAMPLES, Resampled, Resampler};
+use crate::report::cost::{cost, latency};
 use crate::report::document::{self, Role};
 use crate::report::examples::{ExampleRow, ExampleSystem, choose};
 use crate::study::predict::Answers;
@@ -17,6 +20,7 @@ use crate::study::resolve::System;
 use crate::study::rows::DataSet;
 use crate::study::train::TrainRecord;
 use medft_dsl::plan::{Level, Model, Part, Plan, Task, Train, Weights};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Rows shown with every system's answer.
@@ -36,14 +40,19 @@ pub(super) struct Judge<'a> {
     tree: &'static CodeTree,
     /// Places of the rows in the data set.
     rows: Vec<usize>,
+    /// Their groups of near-duplicates.
+    clusters: Vec<u32>,
+    /// Training rows with each row's gold label.
+    trained: Vec<u64>,
     resampler: Resampler,
 }
 
 /// A rule's or model's answers, judged.
 pub(super) struct Entry {
     pub(super) name: String,
-    predictions: Vec<Prediction>,
+    pub(super) predictions: Vec<Prediction>,
     pub(super) judged: Vec<Judged>,
+    pub(super) accuracy: Resampled,
     pub(super) system: document::System,
 }
 
@@ -58,6 +67,12 @@ impl<'a> Judge<'a> {
         let rows = set.side(evaluation.block.split, evaluation.block.limit);
         let clusters: Vec<u32> = rows.iter().map(|row| set.split.clusters[*row]).collect();
         let resampler = Resampler::new(&clusters, plan.recipe.seed, RESAMPLES);
+        let mut frequency: BTreeMap<&str, u64> = BTreeMap::new();
+        for row in set.split.rows_of(Part::Train) {
+            *frequency.entry(set.label(row, task.level)).or_default() += 1;
+        }
+        let trained = |row: &usize| frequency.get(set.label(*row, task.level)).copied();
+        let trained = rows.iter().map(|row| trained(row).unwrap_or(0)).collect();
         Judge {
             trainings: material.trainings,
             evaluation,
@@ -66,11 +81,14 @@ impl<'a> Judge<'a> {
             plan,
             tree: CodeTree::shipped(),
             rows,
+            clusters,
+            trained,
             resampler,
         }
     }
 
-    pub(super) fn evaluation(&self) -> document::Evaluation {
+    /// What the report says of the evaluation, and all its answers.
+    pub(super) fn evaluation(&self) -> (document::Evaluation, Table) {
         let block = self.evaluation.block;
         let mut entries: Vec<Entry> = self
             .evaluation
@@ -84,7 +102,7 @@ impl<'a> Judge<'a> {
             &block.name,
             self.task.level,
             &entries,
-            &self.resampler,
+            &self.clusters,
         );
         let text = |row: &usize| &self.set.all.rows[*row];
         let rows: Vec<ExampleRow> = self
@@ -104,7 +122,8 @@ impl<'a> Judge<'a> {
                 judged: &e.judged,
             })
             .collect();
-        document::Evaluation {
+        let table = table(&block.name, self.task.level, &entries);
+        let evaluation = document::Evaluation {
             name: block.name.clone(),
             data: self.task.data.clone(),
             part: block.split,
@@ -113,7 +132,8 @@ impl<'a> Judge<'a> {
             pairs,
             examples: choose(&rows, &systems, self.task.level, EXAMPLES),
             systems: entries.into_iter().map(|e| e.system).collect(),
-        }
+        };
+        (evaluation, table)
     }
 
     /// Reads the answers again (the reader may have changed since they were stored) and judges them.
@@ -131,6 +151,7 @@ impl<'a> Judge<'a> {
 
     fn entry(&self, name: &str, role: Role, predictions: Vec<Prediction>) -> Entry {
         let judged = self.judged(&predictions);
+        let Measured { metrics, accuracy } = measure(&judged, self.task.level, &self.resampler);
         let system = document::System {
             name: name.to_string(),
             role,
@@ -139,13 +160,17 @@ impl<'a> Judge<'a> {
             parameters: None,
             precision: None,
             trained_tokens: None,
-            metrics: measure(&judged, self.task.level, &self.resampler),
+            metrics,
+            groups: groups(&judged, self.task.level, &self.trained),
             cut: predictions
                 .iter()
                 .filter(|p| p.finish == Finish::Length)
                 .count() as u64,
             truncated: 0,
             same_as_base: None,
+            foreign: 0,
+            latency: None,
+            cost: None,
             seconds: 0.0,
             peak_memory: None,
             chapters: Confusion::of(&judged, Level::Chapter),
@@ -154,6 +179,7 @@ impl<'a> Judge<'a> {
             name: name.to_string(),
             predictions,
             judged,
+            accuracy,
             system,
         }
     }
@@ -178,21 +204,42 @@ impl<'a> Judge<'a> {
         entry.system = document::System {
             model: origin(system.model),
             same_as_base: own.map(same),
+            foreign: self.foreign(&answers.predictions),
             base,
             parameters: Some(answers.parameters),
             precision: Some(system.model.precision),
-            trained_tokens: system.train.and_then(|t| self.trained_tokens(t)),
+            trained_tokens: system
+                .train
+                .and_then(|t| Some(self.training(t)?.outcome.tokens)),
             truncated: answers.cut_rows as u64,
             seconds: answers.seconds * share,
+            latency: latency(answers.predictions.iter().map(|p| p.seconds)),
+            cost: self.plan.recipe.cost.as_ref().and_then(|rates| {
+                let training = system.train.and_then(|t| self.training(t));
+                let training = training.map(|record| record.outcome.seconds);
+                cost(
+                    rates,
+                    answers.seconds * share,
+                    self.rows.len() as u64,
+                    training,
+                )
+            }),
             peak_memory: answers.peak_memory,
             ..entry.system
         };
         entry
     }
 
-    fn trained_tokens(&self, train: &Train) -> Option<u64> {
+    /// Rows whose answer is missing or was stored for another row.
+    fn foreign(&self, predictions: &[Prediction]) -> u64 {
+        let own = predictions.iter().zip(&self.rows);
+        let own = own.filter(|(p, row)| p.row == self.set.all.rows[**row].id);
+        (self.rows.len() - own.count()) as u64
+    }
+
+    fn training(&self, train: &Train) -> Option<&TrainRecord> {
         let found = self.trainings.iter().find(|(t, ..)| t.name == train.name);
-        found.map(|(_, record, _)| record.outcome.tokens)
+        found.map(|(_, record, _)| record)
     }
 
     /// The baselines that cost nothing.

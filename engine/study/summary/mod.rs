@@ -4,9 +4,12 @@
 //! findings and sentences are `report`'s. Invariant: all systems of an evaluation are judged on the same rows.
 
 mod data;
+#[cfg(test)]
+mod faults;
 mod judge;
 mod pairs;
 mod question;
+mod table;
 mod training;
 
 use super::StudyError;
@@ -25,6 +28,7 @@ use judge::Judge;
 use medft_dsl::plan::{Evaluate, Plan, Task, Train};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+pub use table::Table;
 
 /// An evaluate block and its systems' answers, in the order of the report.
 pub struct Evaluation<'a> {
@@ -48,7 +52,7 @@ pub struct Material<'a> {
     pub gpu: Option<String>,
 }
 
-/// Gathers the report of a run.
+/// Gathers the report of a run, and its answers as tables.
 ///
 /// # Errors
 /// Data or metrics that cannot be read.
@@ -56,7 +60,7 @@ pub fn report(
     material: &Material,
     store: &mut Store,
     sets: &mut DataSets,
-) -> Result<Report, StudyError> {
+) -> Result<(Report, Vec<Table>), StudyError> {
     let Material {
         resolved,
         text,
@@ -81,17 +85,20 @@ pub fn report(
             system: machine.system,
             gpu: gpu.clone(),
         },
+        rates: plan.recipe.cost.clone(),
         findings: Vec::new(),
         verdicts: Vec::new(),
         data: Vec::new(),
         trainings: Vec::new(),
         evaluations: Vec::new(),
         methods: Vec::new(),
+        limits: Vec::new(),
         hashes: vec![Hash {
             what: "recipe".into(),
             hash: blake3::hash(text.as_bytes()).to_hex().to_string(),
         }],
     };
+    let mut tables = Vec::new();
     let mut models: BTreeSet<&str> = BTreeSet::new();
     let mut seen: BTreeSet<&str> = BTreeSet::new();
     for task in used_tasks(plan, resolved)? {
@@ -138,12 +145,12 @@ pub fn report(
         }
         let task = resolved.task(&evaluation.block.task)?;
         let set = sets.get(resolved, store, resolved.data(task)?)?;
-        report
-            .evaluations
-            .push(Judge::new(material, evaluation, task, &set).evaluation());
+        let (evaluation, table) = Judge::new(material, evaluation, task, &set).evaluation();
+        report.evaluations.push(evaluation);
+        tables.push(table);
     }
     report.conclude(plan);
-    Ok(report)
+    Ok((report, tables))
 }
 
 /// Writes `report.json`, `report.html` and `plots/*.svg` into the run's folder.
@@ -159,6 +166,18 @@ pub fn write(report: &Report, dir: &Path) -> Result<(), StudyError> {
     }
     write_whole(&dir.join("report.html"), html::page(report)?.as_bytes())?;
     write_whole(&dir.join("report.json"), report.to_json()?.as_bytes())?;
+    Ok(())
+}
+
+/// Writes `predictions/EVALUATION.csv` into the run's folder.
+///
+/// # Errors
+/// Whatever the disk says.
+pub fn write_tables(tables: &[Table], dir: &Path) -> Result<(), StudyError> {
+    for Table { evaluation, csv } in tables {
+        let path = dir.join("predictions").join(format!("{evaluation}.csv"));
+        write_whole(&path, csv)?;
+    }
     Ok(())
 }
 

@@ -1,57 +1,44 @@
-//! Which systems of an evaluation are compared, and the comparisons.
+//! Which comparisons of an evaluation the study asks for, and all of them.
 
 use super::judge::{Entry, LOOKUP, MAJORITY};
-use crate::evaluate::resample::Resampler;
 use crate::evaluate::statistics::{Graded, Pair, compare};
 use crate::report::document::Role;
 use medft_dsl::plan::{Level, Plan};
-use std::collections::BTreeSet;
 
-/// The comparisons that the recipe asks for, and each tuned system against its own base and the rules.
+/// Every pair of systems; asked for are those of the recipe, and each tuned system against its own base and the rules. `clusters` are the
+/// groups of near-duplicates, row by row.
 pub(super) fn pairs(
     plan: &Plan,
     evaluation: &str,
     level: Level,
     entries: &[Entry],
-    resampler: &Resampler,
+    clusters: &[u32],
 ) -> Vec<Pair> {
-    let mut wanted: Vec<(&str, &str)> = Vec::new();
+    let mut asked: Vec<(&str, &str)> = Vec::new();
     let models = || entries.iter().filter(|e| e.system.role != Role::Baseline);
     for block in plan.compares.iter().filter(|c| c.of == evaluation) {
         let first = models().next().map(|e| e.name.as_str());
         if let Some(baseline) = block.baseline.as_deref().or(first) {
-            wanted.extend(models().map(|e| (e.name.as_str(), baseline)));
+            asked.extend(models().map(|e| (e.name.as_str(), baseline)));
         }
     }
     for entry in entries.iter().filter(|e| e.system.role == Role::Tuned) {
         let own = entry.system.base.as_deref();
-        wanted.extend(
-            own.into_iter()
-                .chain([MAJORITY, LOOKUP])
-                .map(|b| (entry.name.as_str(), b)),
-        );
+        let others = own.into_iter().chain([MAJORITY, LOOKUP]);
+        asked.extend(others.map(|other| (entry.name.as_str(), other)));
     }
-    let mut seen = BTreeSet::new();
-    wanted.retain(|(system, baseline)| system != baseline && seen.insert((*system, *baseline)));
-    let right: Vec<(&str, Vec<bool>)> = entries
+    let right: Vec<Vec<bool>> = entries
         .iter()
-        .map(|e| {
-            (
-                e.name.as_str(),
-                e.judged.iter().map(|j| j.right(level)).collect(),
-            )
+        .map(|e| e.judged.iter().map(|j| j.right(level)).collect())
+        .collect();
+    let graded: Vec<Graded> = entries
+        .iter()
+        .zip(&right)
+        .map(|(entry, right)| Graded {
+            name: &entry.name,
+            right,
+            accuracy: &entry.accuracy,
         })
         .collect();
-    let graded = |name: &str| {
-        let found = right.iter().find(|(n, _)| *n == name)?;
-        Some(Graded {
-            name: found.0,
-            right: &found.1,
-        })
-    };
-    let pairs: Vec<(Graded, Graded)> = wanted
-        .iter()
-        .filter_map(|(system, baseline)| Some((graded(system)?, graded(baseline)?)))
-        .collect();
-    compare(&pairs, level, resampler)
+    compare(&graded, &asked, level, clusters)
 }

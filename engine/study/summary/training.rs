@@ -29,6 +29,7 @@ pub(super) fn summary(
         base: train.model.clone(),
         rows: record.rows as u64,
         truncated: record.cut_rows as u64,
+        audit: record.audit,
         trained_values: outcome.trained_values as u64,
         steps: outcome.steps,
         tokens: outcome.tokens,

@@ -13,7 +13,7 @@ use super::record::Record;
 use super::scope::Declared;
 use super::wording::in_scope;
 use crate::diagnostic::{Code, Diagnostic};
-use crate::plan::{Model, Plan, Precision, Recipe, Weights};
+use crate::plan::{Model, Plan, Precision, Rates, Recipe, Weights};
 use crate::source::Span;
 use crate::table::Kind;
 use std::path::Path;
@@ -35,7 +35,11 @@ pub(super) fn empty(path: &Path) -> Plan {
     } else {
         name
     };
-    let recipe = Recipe { name, seed: 42 };
+    let recipe = Recipe {
+        name,
+        seed: 42,
+        cost: None,
+    };
     let (data, tasks, models) = (Vec::new(), Vec::new(), Vec::new());
     Plan {
         recipe,
@@ -149,5 +153,14 @@ fn recipe(plan: &mut Plan, block: &Building) -> Option<()> {
         plan.recipe.name = block.name.to_string();
     }
     plan.recipe.seed = block.record.int("seed")?;
+    if let Some((_, rates)) = block.record.call("cost") {
+        plan.recipe.cost = Some(Rates {
+            hour: rates.number("hour")?,
+            currency: rates.text("currency")?.to_owned(),
+            watts: rates.number("watts")?,
+            grid: rates.number("grid")?,
+            notes: rates.int("notes")?,
+        });
+    }
     Some(())
 }
