@@ -44,11 +44,15 @@ impl Memory {
             return Ok(());
         }
         let words = words.next_power_of_two();
-        (self.words, self.device, self.stages) =
-            (words, vec![device.alloc(words)?], VecDeque::new());
-        for _ in 0..STAGES {
-            self.stages.push_back(Pinned::zeros(device, words)?);
-        }
+        // What is smaller goes first; where this fails, nothing is there and it is asked for again.
+        *self = Memory::default();
+        let on_device = vec![device.alloc(words)?];
+        let stages = (0..STAGES).map(|_| Pinned::zeros(device, words));
+        *self = Memory {
+            words,
+            stages: stages.collect::<Result<_, _>>()?,
+            device: on_device,
+        };
         Ok(())
     }
 
