@@ -33,8 +33,32 @@ impl<B: Backend> Decoder<B> {
         largest: &Largest,
     ) -> Result<Workspace<B>, BackendError> {
         let (config, tuning) = (&self.config, trained.map(Trained::tuning));
-        self.backend.reserve(&Passes {
-            groups: &groups(config, tuning),
+        let groups = groups(config, tuning);
+        self.backend
+            .reserve(&self.passes(&groups, tuning, largest))?;
+        let (tokens, training) = (largest.tokens, largest.training);
+        Workspace::new(&self.backend, config, trained, tokens, training)
+    }
+
+    /// Bytes that [`Decoder::workspace`] takes.
+    pub fn workspace_bytes(&self, tuning: Option<&Tuning>, largest: &Largest) -> u64 {
+        let (config, backend) = (&self.config, &self.backend);
+        let (tokens, training) = (largest.tokens, largest.training);
+        let buffers = Workspace::need(backend, config, tuning, tokens, training);
+        let groups = groups(config, tuning);
+        let passes = self.passes(&groups, tuning, largest);
+        backend.arena_bytes(&buffers) + backend.scratch_bytes(&passes)
+    }
+
+    fn passes<'a>(
+        &'a self,
+        groups: &'a [GroupShape],
+        tuning: Option<&Tuning>,
+        largest: &Largest,
+    ) -> Passes<'a> {
+        let config = &self.config;
+        Passes {
+            groups,
             heads: &config.heads,
             hidden: config.hidden,
             vocab: config.vocab,
@@ -44,9 +68,7 @@ impl<B: Backend> Decoder<B> {
             tokens: largest.tokens,
             targets: largest.targets,
             cached: largest.cached,
-        })?;
-        let (tokens, training) = (largest.tokens, largest.training);
-        Workspace::new(&self.backend, config, trained, tokens, training)
+        }
     }
 }
 

@@ -4,11 +4,10 @@
 //! memory that was free then stands in every checkpoint.
 
 use super::snapshot::State;
-use crate::backend::facts::Passes;
 use crate::backend::{Backend, ROWS};
 use crate::model::decoder::Decoder;
-use crate::model::trained::{Trained, Tuning};
-use crate::model::workspace::{Workspace, groups};
+use crate::model::trained::Trained;
+use crate::model::workspace::Largest;
 use crate::text::example::Example;
 use medft_dsl::plan::Train;
 use serde::{Deserialize, Serialize};
@@ -74,23 +73,15 @@ fn tokens(rows: &[Example], count: u64) -> usize {
 
 /// Bytes that steps take beside weights, trained values and moments, which are there already.
 fn need<B: Backend>(decoder: &Decoder<B>, trained: &Trained<B>, tokens: usize) -> u64 {
-    let (config, backend, tuning) = (&decoder.config, &decoder.backend, trained.tuning());
     let tokens = tokens.next_multiple_of(ROWS);
-    let buffers = Workspace::need(backend, config, Some(tuning), tokens, true);
-    let passes = Passes {
-        groups: &groups(config, Some(tuning)),
-        heads: &config.heads,
-        hidden: config.hidden,
-        vocab: config.vocab,
-        precision: decoder.precision,
-        full: *tuning == Tuning::Full,
-        training: true,
+    let largest = Largest {
         tokens,
         targets: tokens,
+        training: true,
         cached: None,
     };
     let gradient = 4 * trained.len() as u64;
-    gradient + backend.arena_bytes(&buffers) + backend.scratch_bytes(&passes)
+    gradient + decoder.workspace_bytes(Some(trained.tuning()), &largest)
 }
 
 #[cfg(test)]
